@@ -1,0 +1,18 @@
+"""All callbacks: defences, audits, quality, reporting. Importing this package imports none of them."""
+
+from typing import TYPE_CHECKING
+
+from lightning_privacy.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from lightning_privacy.callbacks.audits.membership import MembershipAudit as MembershipAudit
+    from lightning_privacy.callbacks.quality.image_quality import ImageQuality as ImageQuality
+    from lightning_privacy.callbacks.smp_lora.callback import SMPLoRA as SMPLoRA
+
+_WHERE = {
+    "ImageQuality": "lightning_privacy.callbacks.quality.image_quality",
+    "MembershipAudit": "lightning_privacy.callbacks.audits.membership",
+    "SMPLoRA": "lightning_privacy.callbacks.smp_lora.callback",
+}
+__all__ = ["ImageQuality", "MembershipAudit", "SMPLoRA"]
+__getattr__, __dir__ = lazy_names(__name__, _WHERE)

@@ -38,14 +38,14 @@ class EfficientNetLite0(nn.Module):
         return super().train(False)
 
     def maps(self, images: Float[Tensor, "batch 3 height width"]) -> list[Float[Tensor, "batch _ _ _"]]:
-        """Return the feature maps after the stem and the first three stages.
+        """Return the feature maps after the stem and the first two stages.
 
         Args:
             images: Values in [0, 1].
         """
         x = self.net.bn1(self.net.conv_stem(images * 2 - 1))
         out = [x]
-        for stage in self.net.blocks[:3]:
+        for stage in self.net.blocks[:2]:
             x = stage(x)
             out.append(x)
         return out

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lightning_privacy.metrics.efficientnet_lite0 import EfficientNetLite0
+from lightning_privacy.modules.pretraining.schedule import warm_cosine
 
 __all__ = ["AutoencoderPretraining"]
 
@@ -38,7 +39,7 @@ class AutoencoderPretraining(L.LightningModule):
         latent_channels: int = 4,
         size: int = 64,
         lr: float = 1e-3,
-        perceptual: float = 0.5,
+        perceptual: float = 0.03,
         kl: float = 1e-6,
     ) -> None:
         super().__init__()
@@ -80,17 +81,7 @@ class AutoencoderPretraining(L.LightningModule):
     def configure_optimizers(self) -> Any:
         """AdamW with a cosine schedule over the whole training."""
         optimizer = torch.optim.AdamW(self.vae.parameters(), lr=self.lr, weight_decay=1e-4, betas=(0.9, 0.99))
-        steps = int(self.trainer.estimated_stepping_batches)
-        warm = min(100, max(1, steps // 10))
-        schedule = torch.optim.lr_scheduler.SequentialLR(
-            optimizer,
-            [
-                torch.optim.lr_scheduler.LinearLR(optimizer, 0.01, 1.0, warm),
-                torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, steps - warm), self.lr / 20),
-            ],
-            [warm],
-        )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return warm_cosine(optimizer, int(self.trainer.estimated_stepping_batches))
 
     @torch.no_grad()
     def on_fit_end(self) -> None:

@@ -1,0 +1,1 @@
+"""Audits: attacks on a model during or after training. They change nothing in it."""

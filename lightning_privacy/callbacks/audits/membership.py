@@ -1,0 +1,156 @@
+"""The membership audit as a callback."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import lightning.pytorch as L
+import torch
+
+from lightning_privacy.attacks.membership.registry import build_attack
+from lightning_privacy.callbacks.audits.evidence import adaptive_attacks, defences_of
+from lightning_privacy.callbacks.audits.membership_audit import (
+    ROLES,
+    AuditedModel,
+    audit_membership,
+    choose_attacks,
+)
+from lightning_privacy.callbacks.audits.signals import ReferenceCache, available_signals, missing_signals
+from lightning_privacy.callbacks.audits.split_access import check_roles, find_split
+from lightning_privacy.core.results import AttackResult, MembershipAttack
+from lightning_privacy.core.run_folder import RunFolder
+from lightning_privacy.errors import InputError
+
+__all__ = ["MembershipAudit", "audit_membership"]
+
+
+class MembershipAudit(L.Callback):
+    """Attack the model to tell who was in its training set, during and after training.
+
+    Attacks are fitted on ``aux_member`` against ``attack_nonmember`` of the trainer's `MembershipSplit` and judged on
+    members and non-members that neither the defence nor the attacker has fitted on. Results go to ``results.jsonl`` in
+    the run's folder and, as ``attack/membership/<attack>/<metric>``, to the loggers; which of them are valid stands in
+    the file alone. The attacks that the run's defences name as adaptive run as well. Weights, statistics, mode and
+    random state are as before.
+
+    Args:
+        attacks: Names of attacks; every registered one that the module allows if not given.
+        every_n_epochs: Audit at the end of every so many epochs too.
+        at_end: Audit when training ends.
+        draws: Noises at each timestep.
+        timesteps: Diffusion steps at which errors are measured; ten from 50 to 950 if not given.
+        seed: Seed of draws, attackers and bootstrap.
+        bootstrap: Resamples behind each 95 % interval.
+        batch_size: Records at once; the datamodule's own if not given.
+        error_fn: Import path of a function (module, batch, draw) -> error of each sample, for a module without
+            ``per_sample_error``.
+
+    Raises:
+        InputError: an attack is unknown, or a number is out of range.
+        SplitError: at the start of training, where the datamodule is no `MembershipSplit` or a role is empty.
+        MissingProtocolError: at the start of training, where the module lacks what an attack needs.
+    """
+
+    def __init__(
+        self,
+        attacks: list[str] | None = None,
+        every_n_epochs: int | None = None,
+        at_end: bool = True,
+        draws: int = 2,  # chosen here: 20 errors a record; more narrows the attacks' own noise at proportional cost
+        timesteps: list[int] | None = None,
+        seed: int = 0,
+        bootstrap: int = 2000,
+        batch_size: int | None = None,
+        error_fn: str | None = None,
+    ) -> None:
+        super().__init__()
+        for name in attacks or []:
+            build_attack(name)
+        if attacks == [] or draws < 1 or bootstrap < 0 or timesteps == [] or (every_n_epochs or 1) < 1:
+            raise InputError(
+                "MembershipAudit needs at least one attack, draws >= 1, bootstrap >= 0, timesteps (or none given) and "
+                f"every_n_epochs >= 1, but got attacks={attacks}, draws={draws}, bootstrap={bootstrap}, "
+                f"timesteps={timesteps}, every_n_epochs={every_n_epochs}."
+            )
+        self.attacks, self.every_n_epochs, self.at_end = attacks, every_n_epochs, at_end
+        self.draws, self.timesteps, self.seed, self.bootstrap = draws, timesteps, seed, bootstrap
+        self.batch_size, self.error_fn = batch_size, error_fn
+        self.extra_attacks: Sequence[MembershipAttack] = ()
+        """Further attack objects, for use from Python."""
+        self.last_results: list[AttackResult] = []
+        self._cache: ReferenceCache = {}
+        self._audited_step: int | None = None
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Find out now, not after hours, what is missing."""
+        if stage != "fit":
+            return
+        self._cache, self._audited_step = {}, None
+        check_roles(find_split(trainer, "MembershipAudit"), ROLES, "MembershipAudit")
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Check the module's protocols, which a mixin or ``configure_model`` may have supplied by now."""
+        available = available_signals(pl_module, self.error_fn)
+        for attack in self._chosen(trainer, pl_module)[0]:
+            lacking = set(attack.requires) - available
+            if lacking:
+                raise missing_signals(pl_module, lacking, attack.name)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Audit every n epochs."""
+        epoch = trainer.current_epoch + 1
+        if self.every_n_epochs is None or epoch % self.every_n_epochs or trainer.sanity_checking:
+            return
+        values = self._logged(self.audit(trainer, pl_module, epoch))
+        pl_module.log_dict(values, on_step=False, on_epoch=True, sync_dist=True)
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Audit the final model, unless the last epoch's audit was of the same weights."""
+        if not self.at_end or self._audited_step == trainer.global_step:
+            return
+        values = self._logged(self.audit(trainer, pl_module, trainer.current_epoch))
+        # `log` is closed by now.
+        trainer.callback_metrics.update({name: torch.tensor(value) for name, value in values.items()})
+        for logger in trainer.loggers:
+            logger.log_metrics(values, step=trainer.global_step)
+
+    def audit(self, trainer: L.Trainer, module: L.LightningModule, epoch: int) -> list[AttackResult]:
+        """Run the attacks now and append their results to the run's folder; every rank must call.
+
+        Args:
+            trainer: The trainer, whose datamodule is the split.
+            module: The module.
+            epoch: Epochs completed, for the record.
+        """
+        attacks, notes = self._chosen(trainer, module)
+        defences = tuple(defence.name for defence in defences_of(trainer))
+        self.last_results = audit_membership(
+            module,
+            find_split(trainer, "MembershipAudit"),
+            attacks,
+            timesteps=self.timesteps,
+            draws=self.draws,
+            seed=self.seed,
+            bootstrap=self.bootstrap,
+            batch_size=self.batch_size,
+            error_fn=self.error_fn,
+            cache=self._cache,
+            model=AuditedModel(trainer.global_step, epoch, defences, notes),
+        )
+        self._audited_step = trainer.global_step
+        if trainer.is_global_zero:
+            folder = RunFolder(trainer.default_root_dir)
+            for result in self.last_results:
+                folder.append_result(result)
+        return self.last_results
+
+    def _chosen(self, trainer: L.Trainer, module: Any) -> tuple[list[MembershipAttack], tuple[str, ...]]:
+        chosen = choose_attacks(self.attacks, module, self.error_fn)
+        adaptive, notes = adaptive_attacks(defences_of(trainer), available_signals(module, self.error_fn))
+        named = {attack.name for attack in chosen}
+        more = [a for a in (*adaptive, *self.extra_attacks) if a.name not in named]
+        return [*chosen, *more], notes
+
+    def _logged(self, results: Sequence[AttackResult]) -> dict[str, float]:
+        values = {f"attack/membership/{r.attack}/{name}": m.value for r in results for name, m in r.metrics.items()}
+        top = next(r for r in results if r.strongest)
+        return {**values, "attack/membership/strongest/auroc": top.metrics["auroc"].value}

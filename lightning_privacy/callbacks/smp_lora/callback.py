@@ -1,0 +1,326 @@
+"""The SMP-LoRA defence: says when the mathematics of `functional` is applied in a training run."""
+
+from typing import Any, ClassVar, Literal, Self
+
+import lightning.pytorch as L
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lightning_privacy.callbacks.smp_lora import functional as math
+from lightning_privacy.callbacks.smp_lora.auxiliary import AuxiliaryBatches
+from lightning_privacy.callbacks.smp_lora.evidence import RecordMemory, Replay
+from lightning_privacy.callbacks.smp_lora.observer import ModelObserver
+from lightning_privacy.callbacks.smp_lora.proxy import ProxyInput, ProxyMLP, read_error
+from lightning_privacy.core.defence import Defence, Slot, Step
+from lightning_privacy.core.import_path import import_object
+from lightning_privacy.core.randomness import derive_seed
+from lightning_privacy.core.ranks import gather_rows, mean_over_ranks
+from lightning_privacy.core.side_learner import SideLearner
+from lightning_privacy.errors import InputError
+from lightning_privacy.properties import Property
+from lightning_privacy.protocols import Draw
+
+__all__ = ["SMPLoRA"]
+
+
+class SMPLoRA(Defence):
+    """Train against a proxy membership attacker (MP-LoRA and SMP-LoRA, arXiv 2402.11989).
+
+    A small network, the proxy, learns to tell members from non-members by the model's errors; the model minimises its
+    loss together with the proxy's gain G: ``L / (1 - strength G + delta)`` (``smp``) or ``L + strength G`` (``mp``).
+    Needs `MembershipSplit` around the data, and a module with ``per_sample_error`` (or ``error_fn``). The defaults are
+    this project's recommendation, not the paper's setting: for that see `paper` and `released`, and the method card.
+
+    Args:
+        strength: lambda, the weight of the gain, at least 0; 0 trains the undefended model.
+        mode: ``smp`` (equation 10, the ratio) or ``mp`` (equation 6, the sum).
+        delta: Added to the denominator of ``smp``, at least 0.
+        strength_end: Weight at the last step; the weight moves from ``strength`` geometrically. None keeps it constant.
+        gain: ``two_sided`` (equation 5: members and non-members) or ``members`` (as released).
+        proxy: What the proxy reads: ``calibrated``, ``error_map``, ``pooled_map``, ``scalar`` or ``multi_t``.
+        memory: Share kept, at each visit, of a running mean of each record's calibrated feature; 0 switches it off.
+        replay: Steps whose features the proxy is fitted on; 0 for the current step alone.
+        shared_forward: Read the gain from the errors of the training step itself instead of an independent draw.
+        order: ``attack_first`` (algorithm 1) or ``adapt_first`` (released code).
+        ratio: ``batch`` (ratio of batch means) or ``per_sample`` (mean of ratios: separable over members).
+        aux_batch_size: Auxiliary non-members a step and process.
+        draws: Draws a record for ``multi_t``.
+        hidden: Widths of the proxy's hidden layers.
+        dropout: Share of the proxy's hidden units dropped while it is fitted.
+        lr: Learning rate of the proxy's Adam.
+        weight_decay: L2 penalty of the proxy's Adam.
+        proxy_steps: Steps of the proxy a training step.
+        error_fn: Import path of, or, ``error_fn(module, batch, draw)`` in place of ``per_sample_error``.
+        draw_fn: Import path of, or, ``draw_fn(module, batch, generator)`` in place of ``sample_draw``.
+        seed: Of the proxy and of all auxiliary draws.
+
+    Raises:
+        InputError: an argument is out of range, or two contradict each other.
+
+    Example:
+        >>> SMPLoRA.paper().strength, SMPLoRA.released().gain
+        (0.05, 'members')
+    """
+
+    name: ClassVar[str] = "smp_lora"
+    slots: ClassVar[frozenset[Slot]] = frozenset({Slot.OBJECTIVE, Slot.POST_STEP})
+    adaptive_attacks: ClassVar[tuple[str, ...]] = ("lightning_privacy.callbacks.smp_lora.attack:ProxyAwareAttack",)
+    remedies: ClassVar[dict[Property, str]] = {
+        Property.PER_SAMPLE_SEPARABLE: "Use `ratio: per_sample`, under which one member changes no other member's term.",
+    }
+    requires = frozenset(
+        {
+            Property.UNSHARDED,
+            Property.LAUNCHER_KEEPS_MODULE,
+            Property.ONE_STEP_PER_CLOSURE,
+            Property.AUTOMATIC_OPTIMIZATION,
+        }
+    )
+
+    def __init__(
+        self,
+        strength: float = 10.0,
+        mode: Literal["smp", "mp"] = "smp",
+        delta: float = 1e-5,  # paper, equation 10
+        strength_end: float | None = None,
+        gain: Literal["two_sided", "members"] = "two_sided",
+        proxy: ProxyInput = "calibrated",
+        memory: float = 0.0,
+        replay: int = 30,
+        shared_forward: bool = True,
+        order: Literal["attack_first", "adapt_first"] = "attack_first",
+        ratio: Literal["batch", "per_sample"] = "batch",
+        aux_batch_size: int = 8,
+        draws: int = 4,
+        hidden: tuple[int, ...] = (32, 32),
+        dropout: float = 0.0,
+        lr: float = 3e-3,
+        weight_decay: float = 0.0,
+        proxy_steps: int = 1,
+        error_fn: str | Any | None = None,
+        draw_fn: str | Any | None = None,
+        seed: int = 0,
+    ) -> None:
+        for argument, value in {"strength": strength, "delta": delta, "strength_end": strength_end or 0.0}.items():
+            if not 0 <= value < float("inf"):
+                raise InputError(f"SMPLoRA: `{argument}` is {value}; it must be a finite number, at least 0.")
+        if not 0 <= memory < 1:
+            raise InputError(f"SMPLoRA: `memory` is {memory}; it must be at least 0 and below 1.")
+        if aux_batch_size < 1:
+            raise InputError(f"SMPLoRA: `aux_batch_size` is {aux_batch_size}; the proxy needs at least one non-member.")
+        if memory and proxy != "calibrated":
+            raise InputError(f"SMPLoRA: `memory` averages the calibrated feature; it does not fit `proxy: {proxy}`.")
+        if strength_end is not None and (strength == 0 or strength_end == 0):
+            raise InputError("SMPLoRA: a geometric schedule needs `strength` and `strength_end` above 0.")
+        super().__init__()
+        self.strength, self.mode, self.delta, self.strength_end = strength, mode, delta, strength_end
+        self.gain, self.proxy, self.memory, self.replay = gain, proxy, memory, replay
+        self.shared_forward, self.order, self.ratio = shared_forward, order, ratio
+        self.aux_batch_size, self.draws = aux_batch_size, draws
+        self.hidden, self.dropout, self.lr, self.weight_decay = tuple(hidden), dropout, lr, weight_decay
+        self.proxy_steps, self.error_fn, self.draw_fn, self.seed = proxy_steps, error_fn, draw_fn, seed
+        broken = {Property.SIDE_STATE_PRIVATE}  # the proxy is fitted on members
+        if ratio == "batch" and mode == "smp":
+            broken.add(Property.PER_SAMPLE_SEPARABLE)
+        self.breaks = frozenset(broken)
+        self._learner: SideLearner | None = None
+        self._restored: dict[str, Any] | None = None
+        self._pending: tuple[Tensor, Tensor] | None = None
+
+    @classmethod
+    def paper(cls, **overrides: Any) -> Self:
+        """Return the setting of the paper's section 4 and appendix E (rank 64 and the text encoder belong to the model)."""
+        return cls(**{**_PAPER, **overrides})
+
+    @classmethod
+    def released(cls, **overrides: Any) -> Self:
+        """Return the setting of the released training scripts: lambda 1, adaptation before attack."""
+        return cls(**{**_PAPER, "strength": 1.0, "order": "adapt_first", **overrides})
+
+    # --- set-up ------------------------------------------------------------------------------------------------
+
+    def prepare(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Build the observer and open the auxiliary streams; the proxy is built when it first sees an error's shape."""
+        self._observer = ModelObserver(
+            module, import_object(self.error_fn), import_object(self.draw_fn), derive_seed(self.seed, "smp_lora")
+        )
+        self._auxiliary = AuxiliaryBatches(self, trainer)
+        self._learner = None
+
+    def _build(self, features: Float[Tensor, "n features"]) -> SideLearner:
+        device = features.device
+        learner = SideLearner(
+            lambda: ProxyMLP(features.shape[1], self.hidden, self.dropout),
+            lambda parameters: torch.optim.Adam(parameters, lr=self.lr, weight_decay=self.weight_decay),
+            device,
+            derive_seed(self.seed, "proxy"),
+        )
+        self._replay = Replay(self.replay)
+        self._memory = RecordMemory(self._auxiliary.records, self.memory, device) if self.memory else None
+        if self._restored is not None:
+            learner.load_state_dict(self._restored["proxy"])
+            self._replay.load_state_dict(self._restored["replay"], device)
+            if self._memory is not None:
+                self._memory.load_state_dict(self._restored["memory"])
+            self._restored = None
+        return learner
+
+    # --- the step ----------------------------------------------------------------------------------------------
+
+    def objective(self, step: Step) -> Tensor:
+        """Return ``L / (1 - lambda G + delta)`` or ``L + lambda G``."""
+        device_type = step.loss.device.type
+        indices = self._auxiliary.member_indices(step)
+        if self.shared_forward and step.shared_error is not None and step.shared_draw is not None:
+            members = self._read(step, step.batch, indices, step.shared_error, step.shared_draw)
+        else:
+            members = self._read(step, step.batch, indices)
+        nonmember_batch, nonmember_indices = self._auxiliary.nonmembers()
+        with torch.set_grad_enabled(self.gain == "two_sided"):
+            nonmembers = self._read(step, nonmember_batch, nonmember_indices)
+        with torch.autocast(device_type, enabled=False):
+            if self._learner is None:
+                self._learner = self._build(members)
+            if self._memory is not None:
+                members = self._remember(members, indices)
+                nonmembers = self._remember(nonmembers, nonmember_indices)
+            fit_members, fit_nonmembers = self._fit_features(step, members, indices, nonmembers)
+            if self.order == "attack_first":
+                self._fit(fit_members, fit_nonmembers)
+            strength = self._strength_now(step.trainer)
+            loss, gain = self._combine(step, members, nonmembers, strength)
+            if self.order == "adapt_first":
+                self._pending = (fit_members, fit_nonmembers)
+        self._log(step, gain, strength)
+        return loss
+
+    def after_step(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Fit the proxy after the model under ``adapt_first``: its weights are in the step's graph until then."""
+        if self._pending is not None:
+            self._fit(*self._pending)
+            self._pending = None
+
+    def _read(
+        self, step: Step, batch: Any, indices: Tensor, error: Tensor | None = None, draw: Draw | None = None
+    ) -> Float[Tensor, "n features"]:
+        module = step.module
+        if self.proxy == "multi_t":
+            first = [(error, draw)] if error is not None and draw is not None else []
+            more = [self._auxiliary.key(k) for k in range(self.draws - len(first))]
+            keyed = [self._observer.draw(module, batch, *key) for key in more]
+            errors = [e for e, _ in first] + [self._observer.error(module, batch, d) for d in keyed]
+            return read_error("multi_t", torch.stack(errors, 1))
+        if error is None or draw is None:
+            draw = self._observer.draw(module, batch, *self._auxiliary.key(0))
+            error = self._observer.error(module, batch, draw)
+        reference = self._observer.reference(module, batch, draw) if self.proxy == "calibrated" else None
+        with torch.autocast(error.device.type, enabled=False):
+            return read_error(self.proxy, error, reference, draw)
+
+    def _remember(self, features: Tensor, indices: Tensor) -> Tensor:
+        assert_memory = self._memory
+        if assert_memory is None:
+            return features
+        return torch.cat([assert_memory.read(features[:, 0], indices)[:, None], features[:, 1:]], 1)
+
+    def _fit_features(
+        self, step: Step, members: Tensor, indices: Tensor, nonmembers: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return what the proxy may be fitted on: auxiliary members only, of all ranks."""
+        if self.shared_forward:
+            mine = members.detach()[self._auxiliary.is_aux_member(indices)]
+        else:
+            batch, aux_indices = self._auxiliary.aux_members()
+            with torch.no_grad():
+                mine = self._read(step, batch, aux_indices)
+        return gather_rows(mine), gather_rows(nonmembers.detach())
+
+    def _fit(self, members: Tensor, nonmembers: Tensor) -> None:
+        learner = self._learner
+        if learner is None:
+            return
+        self._replay.add(members, nonmembers)
+        old_members, old_nonmembers = self._replay.all()
+        if not len(old_members):  # no auxiliary member has been in a batch yet
+            return
+        for _ in range(self.proxy_steps):
+            self._proxy_loss = learner.step(
+                lambda: math.proxy_loss(
+                    learner.module(old_members, learner.generator), learner.module(old_nonmembers, learner.generator)
+                )
+            )
+
+    def _combine(self, step: Step, members: Tensor, nonmembers: Tensor, strength: float) -> tuple[Tensor, Tensor]:
+        learner = self._learner
+        if learner is None:
+            raise RuntimeError("The proxy is built before the objective.")
+        with learner.frozen() as h:
+            logits = h(members)
+            others = h(nonmembers) if self.gain == "two_sided" else None
+        gain = math.batch_gain(logits, others)
+        self._seen = (logits.detach(), h(nonmembers.detach()).detach())
+        if self.mode == "mp":
+            return math.mp_objective(step.loss, gain, strength), gain
+        if self.ratio == "per_sample":
+            terms = step.module.per_sample_loss(step.batch, step.shared_draw)  # pyright: ignore[reportCallIssue]
+            ratios = math.smp_objective(terms, math.per_sample_gain(logits, others), strength, self.delta)
+            return ratios.mean(), gain
+        means = mean_over_ranks(torch.stack([step.loss.detach().float(), gain.detach()]))
+        return math.smp_objective(
+            step.loss, gain, strength, self.delta, global_loss=means[0], global_gain=means[1]
+        ), gain
+
+    def _strength_now(self, trainer: L.Trainer) -> float:
+        if self.strength_end is None:
+            return self.strength
+        done = min(1.0, trainer.global_step / max(1, trainer.estimated_stepping_batches - 1))
+        return self.strength * (self.strength_end / self.strength) ** done
+
+    def _log(self, step: Step, gain: Tensor, strength: float) -> None:
+        members, nonmembers = self._seen
+        accuracy = ((members > 0).float().mean() + (nonmembers <= 0).float().mean()) / 2
+        values = {
+            "gain": gain.detach(),
+            "proxy_accuracy": accuracy,
+            "denominator": math.smp_denominator(gain.detach(), strength, self.delta),
+            "strength": strength,
+        }
+        step.module.log_dict({f"defence/{self.name}/{k}": v for k, v in values.items()}, on_step=True, on_epoch=False)
+
+    # --- checkpoints -------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the proxy, its optimizer, its evidence and the position of the streams."""
+        if self._learner is None:
+            return {}
+        state = {
+            "proxy": self._learner.state_dict(),
+            "replay": self._replay.state_dict(),
+            "auxiliary": self._auxiliary.state_dict(),
+        }
+        if self._memory is not None:
+            state["memory"] = self._memory.state_dict()
+        return state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keep the state until the proxy is built, which is when the first error's shape is known."""
+        if state_dict:
+            self._restored = state_dict
+            self._auxiliary.load_state_dict(state_dict["auxiliary"])
+
+
+_PAPER: dict[str, Any] = {
+    "strength": 0.05,  # table 5
+    "delta": 1e-5,  # equation 10
+    "gain": "members",  # equation 6: the model's gain is over the members
+    "proxy": "error_map",  # released code
+    "replay": 0,
+    "shared_forward": False,
+    "order": "attack_first",  # algorithm 1
+    "aux_batch_size": 1,
+    "hidden": (512, 256),
+    "dropout": 0.5,  # released code
+    "lr": 1e-5,  # table 5
+    "weight_decay": 1e-4,  # released code
+}

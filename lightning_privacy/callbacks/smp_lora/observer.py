@@ -1,0 +1,97 @@
+"""How the defence sees the model's errors: on the training batch, on its own auxiliary batches, and before fine-tuning."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import lightning.pytorch as L
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lightning_privacy.core.defence import require
+from lightning_privacy.core.randomness import seeded_generator
+from lightning_privacy.errors import InputError, MissingProtocolError
+from lightning_privacy.protocols import Batch, Draw
+
+ErrorFn = Callable[[L.LightningModule, Batch, Draw], Tensor]
+
+SNIPPET = '''
+    def per_sample_error(self, batch, draw=None):
+        noisy = self.scheduler.add_noise(batch["x"], draw.noise, draw.timesteps)
+        return (self(noisy, draw.timesteps) - draw.noise).square()      # (batch, ...), not reduced
+
+    def sample_draw(self, batch, generator):
+        t = torch.randint(0, 1000, (len(batch["x"]),), generator=generator)
+        return Draw(t.to(self.device), torch.randn(batch["x"].shape, generator=generator).to(self.device))
+'''
+
+__all__ = ["ErrorFn", "ModelObserver"]
+
+
+class ModelObserver:
+    """Evaluate a module's per-sample errors through the protocols, or through functions that the user names.
+
+    Args:
+        module: The user's module.
+        error_fn: ``error_fn(module, batch, draw) -> (batch, ...)`` in place of ``module.per_sample_error``.
+        draw_fn: ``draw_fn(module, batch, generator) -> Draw`` in place of ``module.sample_draw``.
+        seed: Of all draws.
+
+    Raises:
+        MissingProtocolError: the module has no ``per_sample_error`` and no ``error_fn`` was given.
+    """
+
+    def __init__(
+        self,
+        module: L.LightningModule,
+        error_fn: ErrorFn | None = None,
+        draw_fn: Callable[[L.LightningModule, Batch, torch.Generator], Draw] | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.seed = seed
+        if error_fn is None:
+            require(module, "per_sample_error", "SMPLoRA", SNIPPET)
+        self._error_fn, self._draw_fn = error_fn, draw_fn
+
+    def draw(self, module: L.LightningModule, batch: Batch, *key: int | str) -> Draw:
+        """Return the draw that belongs to a key; an empty one for a deterministic module."""
+        generator = seeded_generator(self.seed, *key)
+        if self._draw_fn is not None:
+            return self._draw_fn(module, batch, generator)
+        if hasattr(module, "sample_draw"):
+            return module.sample_draw(batch, generator)  # pyright: ignore[reportCallIssue]
+        return Draw()
+
+    def error(self, module: L.LightningModule, batch: Batch, draw: Draw) -> Float[Tensor, "batch ..."]:
+        """Return the raw error per record, with its graph where gradients are on."""
+        if self._error_fn is not None:
+            error = self._error_fn(module, batch, draw)
+        else:
+            error = module.per_sample_error(batch, draw)  # pyright: ignore[reportCallIssue]
+        if error.ndim == 0:
+            raise InputError(
+                "The per-sample error given to SMPLoRA is a single number: it must have one entry (or map) a record. "
+                "Leave out the reduction (`reduction='none'`)."
+            )
+        return error.float()
+
+    def reference(self, module: L.LightningModule, batch: Batch, draw: Draw) -> Float[Tensor, "batch ..."]:
+        """Return the error of the model before fine-tuning on the same draw, without a graph."""
+        with torch.no_grad(), reference_context(module):
+            return self.error(module, batch, draw)
+
+
+def reference_context(module: L.LightningModule) -> AbstractContextManager[Any]:
+    """Return the context under which the module is the model before fine-tuning.
+
+    Raises:
+        MissingProtocolError: the module has no ``reference()``.
+    """
+    found = getattr(module, "reference", None)
+    if not callable(found):
+        raise MissingProtocolError(
+            f"The proxy input `calibrated` compares with the model before fine-tuning, but {type(module).__name__} has no "
+            "`reference()`. Add a context manager that switches the adapter off, or use `proxy: error_map`."
+        )
+    return found()

@@ -1,0 +1,108 @@
+"""The verb check: would this recipe run, and what would it do? No data, no GPU, no weights."""
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from lightning_privacy.cli.privacy_cli import PrivacyCLI
+from lightning_privacy.core.conflicts import Environment, find_conflicts, order_defences, raise_conflicts
+from lightning_privacy.core.defence import Defence
+
+__all__ = ["environment_of", "run"]
+
+_ANY_LAPTOP: dict[str, Any] = {
+    "accelerator": "cpu",
+    "devices": 1,
+    "num_nodes": 1,
+    "strategy": "auto",
+    "precision": None,
+    "plugins": None,
+    "logger": False,
+    "profiler": None,
+    "sync_batchnorm": False,
+    "deterministic": None,
+    "benchmark": None,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+}
+"""Trainer arguments that let a cluster's recipe be built anywhere; what they replace is judged as text."""
+
+
+def run(verb: str, args: list[str]) -> int:
+    """Build a recipe without running it; print the resolved order of defences, or every conflict."""
+    if not args:
+        args = ["--help"]
+    cli = PrivacyCLI(args, run=False, trainer_overrides=_ANY_LAPTOP)
+    defences = [d for d in cli.trainer.callbacks if isinstance(d, Defence)]  # pyright: ignore[reportAttributeAccessIssue]
+    ordered = order_defences(defences)
+    raise_conflicts(find_conflicts(ordered, environment_of(cli)))
+    _show(cli, ordered)
+    return 0
+
+
+def environment_of(cli: PrivacyCLI) -> Environment:
+    """Return what the configured trainer would do, read from the configuration as text."""
+    trainer = cli.config["trainer"]
+    optimizer = cli.config.get("model.init_args.optimizer")
+    class_path = optimizer.get("class_path") if hasattr(optimizer, "get") else None
+    return Environment(
+        strategy=_words(trainer.get("strategy")),
+        accumulate_grad_batches=trainer.get("accumulate_grad_batches") or 1,
+        gradient_clip_val=trainer.get("gradient_clip_val"),
+        automatic_optimization=cli.model.automatic_optimization,
+        optimizers=(class_path.rpartition(".")[2],) if class_path else (),
+    )
+
+
+def _words(value: Any) -> str:
+    """Return a strategy as text: its short name, or its class name where it was given as a class."""
+    class_path = value.get("class_path") if hasattr(value, "get") else None
+    return class_path.rpartition(".")[2] if class_path else str(value or "auto")
+
+
+def _show(cli: PrivacyCLI, defences: list[Defence]) -> None:
+    console = Console(soft_wrap=True)
+    trainer = cli.config["trainer"]
+    places = [_words(trainer.get("strategy")), f"devices {trainer.get('devices')}", f"nodes {trainer.get('num_nodes')}"]
+    length = [f"{trainer.get(k)} {k.removeprefix('max_')}" for k in ("max_epochs", "max_steps") if _positive(trainer.get(k))]
+    facts = {
+        "run folder": str(cli.run_folder.path),
+        "model": type(cli.model).__name__,
+        "data": _data_words(cli.datamodule),
+        "trainer": ", ".join([*places, f"precision {trainer.get('precision') or '32-true'}", *length]),
+        "audits": ", ".join(cli.audits) or "none: nothing will attack the result",
+        "seed": str(cli.config.get("seed_everything")),
+    }
+    for name, value in facts.items():
+        console.print(f"[bold]{name:>10}[/]  {value}", highlight=False)
+    if not defences:
+        console.print("[bold]  defences[/]  none: this is an undefended run", highlight=False)
+        return
+    table = Table("", "defence", "slots", "requires", "breaks", "cost", "adaptive attacks", title="Defences, in order")
+    for number, defence in enumerate(defences, 1):
+        table.add_row(
+            str(number),
+            defence.name,
+            ", ".join(slot.name.lower() for slot in sorted(defence.slots)),
+            "\n".join(sorted(p.name.lower() for p in defence.requires)),
+            "\n".join(sorted(p.name.lower() for p in defence.breaks)),
+            str(getattr(defence, "cost", "") or "see its card"),
+            "\n".join(path.rpartition(":")[2] for path in defence.adaptive_attacks) or "none: evidence is insufficient",
+        )
+    console.print(table)
+    for defence in defences:
+        console.print(f"{defence.name}: {defence.guarantee}", highlight=False)
+    console.print("No conflicts.")
+
+
+def _positive(value: Any) -> bool:
+    return isinstance(value, int) and value > 0
+
+
+def _data_words(datamodule: Any) -> str:
+    names = []
+    while datamodule is not None:
+        names.append(type(datamodule).__name__)
+        datamodule = getattr(datamodule, "inner", None)
+    return " around ".join(names) or "the module's own loaders"

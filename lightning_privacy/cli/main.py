@@ -1,0 +1,80 @@
+"""The command ``lightning-privacy``: finds the verb, imports what that verb needs, turns our errors into one line."""
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+
+from lightning_privacy.cli.quiet import without_known_noise
+from lightning_privacy.errors import PrivacyError
+
+__all__ = ["main"]
+
+_VERBS: dict[str, tuple[str, str]] = {
+    "fit": ("train:run", "train by a recipe: --config recipes/NAME.yaml"),
+    "validate": ("train:run", "one pass over the validation data"),
+    "test": ("train:run", "one pass over the test data"),
+    "predict": ("train:run", "one pass over the prediction data"),
+    "check": ("check:run", "order, conflicts and costs of a recipe; no data, no GPU, no weights"),
+    "audit": ("audit:run", "attacks on a finished run: audit runs/NAME"),
+    "compare": ("compare:compare", "one table of several runs, beside each other"),
+    "report": ("compare:report", "report.html in each run's folder"),
+    "recipes": ("listings:recipes", "ls, show NAME or cp NAME DESTINATION: the shipped YAMLs"),
+    "defences": ("listings:defences", "ls or show NAME: the registered defences and their method cards"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line.
+
+    Args:
+        argv: The arguments without the program's name; those of the process if None.
+
+    Returns:
+        0 if all went well, 1 for input or a combination that we refuse, 130 if interrupted. Arguments that cannot be
+        parsed leave by ``SystemExit(2)``, as with argparse.
+    """
+    args = list(sys.argv[1:] if argv is None else argv)
+    if not args or args[0] in ("-h", "--help", "help"):
+        print(_help())
+        return 0 if args else 2
+    verb, *rest = args
+    if verb == "--version":
+        print(version("lightning-privacy"))
+        return 0
+    if verb not in _VERBS:
+        print(f"error: there is no verb `{verb}`. Verbs: {', '.join(_VERBS)}.", file=sys.stderr)
+        return 2
+    module, _, function = _VERBS[verb][0].partition(":")
+    try:
+        handler = getattr(importlib.import_module(f"lightning_privacy.cli.{module}"), function)
+        with without_known_noise():
+            return int(handler(verb, rest) or 0)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except Exception as failure:
+        if os.environ.get("LIGHTNING_PRIVACY_DEBUG") == "1" or not _is_refusal(failure):
+            raise
+        print(f"error: {failure}", file=sys.stderr)
+        return 1
+
+
+def _is_refusal(failure: Exception) -> bool:
+    """Return whether an exception speaks to the user; Lightning's own is known by name, so as not to import it here."""
+    names = {f"{c.__module__}.{c.__name__}" for c in type(failure).__mro__}
+    return isinstance(failure, PrivacyError) or (
+        "lightning.fabric.utilities.exceptions.MisconfigurationException" in names
+    )
+
+
+def _help() -> str:
+    width = max(map(len, _VERBS))
+    verbs = "\n".join(f"  {verb:{width}}  {text}" for verb, (_, text) in _VERBS.items())
+    return (
+        "usage: lightning-privacy VERB [options]\n\n"
+        "Train with privacy defences, attack the result, compare. VERB --help lists the options of a verb.\n\n"
+        f"{verbs}\n\n"
+        "Exit codes: 0 fine, 1 refused (one line says why; LIGHTNING_PRIVACY_DEBUG=1 shows the traceback), 2 wrong usage."
+    )

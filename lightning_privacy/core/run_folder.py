@@ -1,0 +1,217 @@
+"""A run is a folder: where everything of one training run lies, and how it is written and read."""
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning_privacy.core.results import AttackResult
+from lightning_privacy.errors import InputError
+
+__all__ = ["RunFolder", "write_atomically"]
+
+_MEASUREMENT: dict[str, Any] = {
+    "low": None,
+    "high": None,
+    "n": None,
+    "step": 0,
+    "epoch": 0,
+    "valid": True,
+    "reason": "",
+}
+
+
+class RunFolder:
+    """The folder of one run; nothing is created before something is written.
+
+    Args:
+        path: The folder, existing or to be.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> "RunFolder":
+        """Return an existing run.
+
+        Raises:
+            InputError: there is no such folder, or it holds neither a configuration nor results.
+        """
+        run = cls(path)
+        if not run.path.is_dir():
+            raise InputError(f"{run.path} is no folder. Name the folder of a run, such as runs/NAME.")
+        if not any(p.is_file() for p in (run.config, run.results_file, run.measurements_file)):
+            raise InputError(
+                f"{run.path} is no run: it holds neither config.yaml nor results.jsonl. "
+                "`lightning-privacy fit --run_name NAME` makes a run in runs/NAME."
+            )
+        return run
+
+    def __repr__(self) -> str:
+        return f"RunFolder({str(self.path)!r})"
+
+    @property
+    def name(self) -> str:
+        """Last part of the path, for tables."""
+        return self.path.resolve().name
+
+    @property
+    def config(self) -> Path:
+        """The configuration last used for training here: config.yaml, or config-2.yaml where that one was changed."""
+        return self.configs()[-1] if self.configs() else self.path / "config.yaml"
+
+    @property
+    def split(self) -> Path:
+        """The split record: roles and ids of the records."""
+        return self.path / "split.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def adapter(self) -> Path:
+        """Folder of the exported adapter."""
+        return self.path / "adapter"
+
+    @property
+    def pictures(self) -> Path:
+        """Folder of sample grids."""
+        return self.path / "pictures"
+
+    @property
+    def results_file(self) -> Path:
+        """One attack result a line."""
+        return self.path / "results.jsonl"
+
+    @property
+    def measurements_file(self) -> Path:
+        """One measurement of quality, utility or cost a line."""
+        return self.path / "measurements.jsonl"
+
+    @property
+    def metrics(self) -> Path:
+        """Scalars logged during training."""
+        return self.path / "metrics.csv"
+
+    @property
+    def report(self) -> Path:
+        """The page made by ``lightning-privacy report``."""
+        return self.path / "report.html"
+
+    @property
+    def wandb_id(self) -> Path:
+        """The W&B run's id, so that a requeued job continues it."""
+        return self.path / "wandb_id"
+
+    def configs(self) -> list[Path]:
+        """Return the configurations used for training here, oldest first."""
+        every = [(1, self.path / "config.yaml")]
+        every += [(int(p.stem.removeprefix("config-")), p) for p in self.path.glob("config-*.yaml") if _numbered(p)]
+        return [p for _, p in sorted(every) if p.is_file()]
+
+    def last_checkpoint(self) -> Path | None:
+        """Return ``checkpoints/last.ckpt``, else the newest checkpoint, else None."""
+        last = self.checkpoints / "last.ckpt"
+        if last.exists():
+            return last
+        every = sorted(self.checkpoints.glob("*.ckpt"), key=lambda p: p.stat().st_mtime)
+        return every[-1] if every else None
+
+    def append_result(self, result: AttackResult) -> None:
+        """Append one attack result."""
+        _append(self.results_file, result.to_json())
+
+    def results(self) -> list[AttackResult]:
+        """Return the results, the last one of each (family, attack, step), in the order of the file.
+
+        Raises:
+            InputError: a whole line cannot be read.
+        """
+        last: dict[tuple[str, str, int], AttackResult] = {}
+        for line in _lines(self.results_file):
+            try:
+                result = AttackResult.from_json(line)
+            except (KeyError, TypeError, ValueError) as wrong:
+                raise InputError(f"{self.results_file} has a line that is no attack result: {line[:80]}") from wrong
+            key = (result.family, result.attack, result.step)
+            last.pop(key, None)
+            last[key] = result
+        return list(last.values())
+
+    def append_measurement(self, measurement: Mapping[str, Any]) -> None:
+        """Append one measurement.
+
+        Args:
+            measurement: ``kind`` (quality, utility or cost), ``name``, ``value``, and optionally ``low``, ``high``,
+                ``n``, ``step``, ``epoch``, ``valid``, ``reason``. A value that is not finite is written as invalid.
+
+        Raises:
+            InputError: a key is missing or unknown.
+        """
+        missing = {"kind", "name", "value"} - set(measurement)
+        unknown = set(measurement) - {"kind", "name", "value", *_MEASUREMENT}
+        if missing or unknown:
+            raise InputError(f"A measurement lacks {sorted(missing)} or has unknown keys {sorted(unknown)}.")
+        line = {**_MEASUREMENT, **measurement}
+        if line["value"] is not None and not math.isfinite(line["value"]):
+            line |= {"valid": False, "reason": line["reason"] or f"the value is {line['value']}", "value": None}
+        for end in ("low", "high"):
+            if line[end] is not None and not math.isfinite(line[end]):
+                line[end] = None
+        _append(self.measurements_file, json.dumps(line, sort_keys=True))
+
+    def measurements(self) -> list[dict[str, Any]]:
+        """Return the measurements, the last one of each (kind, name, step), in the order of the file.
+
+        Raises:
+            InputError: a whole line cannot be read.
+        """
+        last: dict[tuple[Any, ...], dict[str, Any]] = {}
+        for line in _lines(self.measurements_file):
+            try:
+                raw = {**_MEASUREMENT, **json.loads(line)}
+                key = (raw["kind"], raw["name"], raw["step"])
+            except (KeyError, TypeError, ValueError) as wrong:
+                raise InputError(f"{self.measurements_file} has a line that is no measurement: {line[:80]}") from wrong
+            last.pop(key, None)
+            last[key] = raw
+        return list(last.values())
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a file so that a reader sees the old text or the new, never a part; parents are made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _append(path: Path, line: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab+") as file:
+        file.seek(0)
+        end = file.read().rfind(b"\n") + 1
+        file.truncate(end)  # what a job killed in mid-line left behind
+        file.write((line + "\n").encode())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _lines(path: Path) -> list[str]:
+    """Return the non-empty whole lines; what a killed job left unfinished has no line end."""
+    if not path.is_file():
+        return []
+    *whole, _ = path.read_text(encoding="utf-8").split("\n")
+    return [line for line in whole if line.strip()]
+
+
+def _numbered(path: Path) -> bool:
+    return path.stem.removeprefix("config-").isdigit()

@@ -1,0 +1,1 @@
+"""Parts of `StableDiffusionLoRA`, one concern a file; import from the file."""

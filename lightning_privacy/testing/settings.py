@@ -1,0 +1,122 @@
+"""How to test each registered defence and audit: on which module and data, with which arguments.
+
+Adding a defence or an audit to the package adds one entry here. Another package registers its own with `add_case`.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import lightning.pytorch as L
+
+from lightning_privacy.testing import dummy_defences as dummies
+from lightning_privacy.testing.tiny_modules import PlainRegressor, ProtocolRegressor, TinyDenoiser
+from lightning_privacy.testing.toy_data import ToyImages
+
+__all__ = ["AUDITS", "DEFENCES", "DUMMIES", "AuditCase", "DefenceCase", "plain_images", "split_images"]
+
+
+def plain_images(batch_size: int = 8) -> L.LightningDataModule:
+    """Return 32 pictures, each a function of its index.
+
+    Args:
+        batch_size: Pictures a batch and process.
+    """
+    return ToyImages(n=32, size=8, batch_size=batch_size)
+
+
+def split_images(batch_size: int = 8) -> L.LightningDataModule:
+    """Return the same kind of pictures, divided into members and others.
+
+    Args:
+        batch_size: Pictures a batch and process.
+    """
+    from lightning_privacy.datamodules.membership_split import MembershipSplit
+
+    inner = ToyImages(n=96, size=8, batch_size=batch_size)
+    return MembershipSplit(inner, fractions={"member": 32, "aux_nonmember": 16, "attack_nonmember": 16, "val": 8})
+
+
+@dataclass(frozen=True)
+class DefenceCase:
+    """How the contract suite tests one defence. Everything in it must be importable by name: ranks are processes.
+
+    Args:
+        defence: Its class.
+        kwargs: Arguments under which it acts, as small and fast as it goes.
+        zero_kwargs: Changes to them under which training must equal undefended training bit for bit; None where no
+            strength switches the defence off.
+        module: Makes the module.
+        data: Makes the datamodule from the batch size a process.
+        world_invariant: Whether one and two processes on the same global batch must agree.
+        exact_in_epoch: Whether the module and data resume exactly in the middle of an epoch.
+    """
+
+    defence: type
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    zero_kwargs: Mapping[str, Any] | None = None
+    module: Callable[[], L.LightningModule] = TinyDenoiser
+    data: Callable[[int], L.LightningDataModule] = split_images
+    world_invariant: bool = True
+    exact_in_epoch: bool = True
+
+    @property
+    def name(self) -> str:
+        """The defence's name."""
+        return self.defence.name  # pyright: ignore[reportAttributeAccessIssue]
+
+    def build(self, **changes: Any) -> Any:
+        """Return a new defence.
+
+        Args:
+            **changes: Arguments other than the case's.
+        """
+        return self.defence(**{**self.kwargs, **changes})
+
+
+@dataclass(frozen=True)
+class AuditCase:
+    """How the contract suite tests one audit.
+
+    Args:
+        name: Its registered name.
+        kwargs: Its arguments.
+        module: Makes the module.
+        data: Makes the datamodule from the batch size a process.
+        writes: Files of the run folder that the audit must have written.
+    """
+
+    name: str
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    module: Callable[[], L.LightningModule] = TinyDenoiser
+    data: Callable[[int], L.LightningDataModule] = split_images
+    writes: tuple[str, ...] = ("results.jsonl",)
+
+
+DUMMIES: dict[str, DefenceCase] = {
+    case.name: case
+    for case in (
+        DefenceCase(dummies.ObjectiveDummy, {}, {"strength": 0.0}, ProtocolRegressor, plain_images, world_invariant=False),
+        DefenceCase(dummies.SurgeryDummy, {}, None, PlainRegressor, plain_images),
+        DefenceCase(dummies.GradientDummy, {}, {"factor": 1.0}, PlainRegressor, plain_images),
+        DefenceCase(dummies.PostStepDummy, {}, {"bound": 1e9}, TinyDenoiser, plain_images),
+    )
+}
+
+
+def _smp_lora() -> DefenceCase:
+    from lightning_privacy.callbacks.smp_lora.callback import SMPLoRA
+
+    return DefenceCase(SMPLoRA, {"strength": 0.5, "aux_batch_size": 4, "hidden": (8,)}, {"strength": 0.0, "delta": 0.0})
+
+
+DEFENCES: dict[str, Callable[[], DefenceCase]] = {
+    "smp_lora": _smp_lora,
+}
+"""By registered name; functions, so that only the defence under test is imported."""
+
+AUDITS: dict[str, AuditCase] = {
+    "membership": AuditCase("membership"),
+    "quality": AuditCase("quality", writes=("measurements.jsonl",)),
+}
+"""By registered name."""

@@ -1,0 +1,110 @@
+"""The folder of a run: what is written comes back, also after a kill."""
+
+import json
+
+import pytest
+
+from lightning_privacy.core.results import AttackResult, Metric
+from lightning_privacy.core.run_folder import RunFolder, write_atomically
+from lightning_privacy.errors import InputError
+
+
+def result(attack="loss", step=3, value=0.6, **more):
+    return AttackResult("membership", attack, "loss queries", 0, "ab" * 32, {"member": 4, "holdout": 4},
+                        {"auroc": Metric(value, 0.4, 0.8)}, step=step, roc=((0.0, 0.0), (1.0, 1.0)), **more)  # fmt: skip
+
+
+def test_results_come_back_as_they_were(tmp_path):
+    run = RunFolder(tmp_path / "new" / "run")
+    run.append_result(result(notes=("small sample",)))
+    assert run.results() == [result(notes=("small sample",))]
+
+
+def test_the_last_result_of_a_key_wins(tmp_path):
+    run = RunFolder(tmp_path)
+    for r in (result(value=0.6), result(step=5, value=0.7), result("h_prime"), result(value=0.9)):
+        run.append_result(r)
+    assert [(r.attack, r.step, r.metrics["auroc"].value) for r in run.results()] == [
+        ("loss", 5, 0.7), ("h_prime", 3, 0.6), ("loss", 3, 0.9),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("cut", [1, 7, 40])
+def test_a_line_cut_by_a_kill_harms_no_other(tmp_path, cut):
+    run = RunFolder(tmp_path)
+    run.append_result(result())
+    whole = run.results_file.read_bytes()
+    run.results_file.write_bytes(whole + whole[:cut])
+    assert len(run.results()) == 1
+    run.append_result(result("h_prime"))
+    assert [r.attack for r in run.results()] == ["loss", "h_prime"]
+
+
+def test_a_corrupt_line_is_an_error(tmp_path):
+    run = RunFolder(tmp_path)
+    run.results_file.write_text('{"family": 3}\n')
+    with pytest.raises(InputError, match=r"results\.jsonl has a line that is no attack result"):
+        run.results()
+    run.measurements_file.write_text("[]\n")
+    with pytest.raises(InputError, match=r"measurements\.jsonl has a line that is no measurement"):
+        run.measurements()
+
+
+def test_measurements_get_their_defaults_and_the_last_wins(tmp_path):
+    run = RunFolder(tmp_path)
+    run.append_measurement({"kind": "quality", "name": "kid", "value": 0.1, "step": 1})
+    run.append_measurement({"kind": "quality", "name": "kid", "value": 0.2, "step": 1, "n": 50})
+    assert run.measurements() == [
+        {"kind": "quality", "name": "kid", "value": 0.2, "step": 1, "n": 50, "epoch": 0, "low": None, "high": None,
+         "valid": True, "reason": ""},
+    ]  # fmt: skip
+
+
+def test_measurements_that_are_not_finite_are_invalid_and_valid_json(tmp_path):
+    run = RunFolder(tmp_path)
+    run.append_measurement({"kind": "quality", "name": "kid", "value": float("nan"), "high": float("inf")})
+    raw = json.loads(run.measurements_file.read_text(), parse_constant=lambda c: pytest.fail(c))
+    assert (raw["value"], raw["valid"], raw["high"]) == (None, False, None)
+    assert "nan" in raw["reason"]
+
+
+def test_misspelt_measurements_are_refused(tmp_path):
+    with pytest.raises(InputError, match=r"lacks \['value'\] or has unknown keys \['val'\]"):
+        RunFolder(tmp_path).append_measurement({"kind": "quality", "name": "kid", "val": 1})
+
+
+def test_what_is_no_run_is_refused(tmp_path):
+    with pytest.raises(InputError, match="is no folder"):
+        RunFolder.open(tmp_path / "nowhere")
+    with pytest.raises(InputError, match="is no run"):
+        RunFolder.open(tmp_path)
+    (tmp_path / "config.yaml").write_text("{}")
+    assert RunFolder.open(tmp_path).name == tmp_path.name
+
+
+def test_reading_creates_nothing(tmp_path):
+    run = RunFolder(tmp_path / "run")
+    assert run.results() == [] and run.measurements() == [] and run.last_checkpoint() is None
+    assert not run.path.exists()
+
+
+def test_the_newest_configuration_and_checkpoint_are_found(tmp_path):
+    run = RunFolder(tmp_path)
+    assert run.config == tmp_path / "config.yaml"
+    for name in ("config.yaml", "config-2.yaml", "config-10.yaml", "config-old.yaml"):
+        (tmp_path / name).write_text("{}")
+    assert run.config.name == "config-10.yaml"
+    run.checkpoints.mkdir()
+    (run.checkpoints / "best.ckpt").write_bytes(b"")
+    assert run.last_checkpoint().name == "best.ckpt"
+    (run.checkpoints / "last.ckpt").write_bytes(b"")
+    assert run.last_checkpoint().name == "last.ckpt"
+
+
+def test_atomic_writing_leaves_the_old_text_on_failure(tmp_path):
+    path = tmp_path / "deep" / "file.txt"
+    write_atomically(path, "old")
+    with pytest.raises(UnicodeEncodeError):
+        write_atomically(path, "\ud800")
+    assert path.read_text() == "old"
+    assert [p.name for p in path.parent.iterdir()] == ["file.txt"]
