@@ -3,7 +3,6 @@
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from lightning_privacy.cli.privacy_cli import PrivacyCLI
 from lightning_privacy.core.conflicts import Environment, find_conflicts, order_defences, raise_conflicts
@@ -58,14 +57,16 @@ def environment_of(cli: PrivacyCLI) -> Environment:
 def _words(value: Any) -> str:
     """Return a strategy as text: its short name, or its class name where it was given as a class."""
     class_path = value.get("class_path") if hasattr(value, "get") else None
-    return class_path.rpartition(".")[2] if class_path else str(value or "auto")
+    return str(class_path or value or "auto").rpartition(".")[2]
 
 
 def _show(cli: PrivacyCLI, defences: list[Defence]) -> None:
     console = Console(soft_wrap=True)
     trainer = cli.config["trainer"]
     places = [_words(trainer.get("strategy")), f"devices {trainer.get('devices')}", f"nodes {trainer.get('num_nodes')}"]
-    length = [f"{trainer.get(k)} {k.removeprefix('max_')}" for k in ("max_epochs", "max_steps") if _positive(trainer.get(k))]
+    length = [
+        f"{trainer.get(k)} {k.removeprefix('max_')}" for k in ("max_epochs", "max_steps") if _positive(trainer.get(k))
+    ]
     facts = {
         "run folder": str(cli.run_folder.path),
         "model": type(cli.model).__name__,
@@ -79,21 +80,24 @@ def _show(cli: PrivacyCLI, defences: list[Defence]) -> None:
     if not defences:
         console.print("[bold]  defences[/]  none: this is an undefended run", highlight=False)
         return
-    table = Table("", "defence", "slots", "requires", "breaks", "cost", "adaptive attacks", title="Defences, in order")
+    console.print("[bold]  defences[/]  in the order in which they act:", highlight=False)
     for number, defence in enumerate(defences, 1):
-        table.add_row(
-            str(number),
-            defence.name,
-            ", ".join(slot.name.lower() for slot in sorted(defence.slots)),
-            "\n".join(sorted(p.name.lower() for p in defence.requires)),
-            "\n".join(sorted(p.name.lower() for p in defence.breaks)),
-            str(getattr(defence, "cost", "") or "see its card"),
-            "\n".join(path.rpartition(":")[2] for path in defence.adaptive_attacks) or "none: evidence is insufficient",
-        )
-    console.print(table)
-    for defence in defences:
-        console.print(f"{defence.name}: {defence.guarantee}", highlight=False)
+        console.print(f"  {number}. [bold]{defence.name}[/]", highlight=False)
+        for name, value in _facts(defence).items():
+            console.print(f"{name:>15}  {value}", highlight=False)
     console.print("No conflicts.")
+
+
+def _facts(defence: Defence) -> dict[str, str]:
+    return {
+        "acts on": ", ".join(slot.name.lower() for slot in sorted(defence.slots)),
+        "requires": ", ".join(sorted(p.name.lower() for p in defence.requires)) or "nothing",
+        "breaks": ", ".join(sorted(p.name.lower() for p in defence.breaks)) or "nothing",
+        "cost": str(getattr(defence, "cost", "") or f"see `lightning-privacy defences show {defence.name}`"),
+        "attacked by": ", ".join(path.rpartition(":")[2] for path in defence.adaptive_attacks)
+        or "no attack that knows it: evidence will be insufficient",
+        "guarantee": defence.guarantee,
+    }
 
 
 def _positive(value: Any) -> bool:

@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar
 
 from lightning_privacy.callbacks.reporting.non_finite import StopOnNonFinite
 from lightning_privacy.callbacks.reporting.progress_lines import ProgressLines
+from lightning_privacy.callbacks.reporting.run_files import RunFiles
 from lightning_privacy.callbacks.reporting.step_time import StepTime
 from lightning_privacy.callbacks.reporting.wandb_charts import WandbCharts
 from lightning_privacy.callbacks.reporting.wandb_run_id import PersistWandbId
@@ -50,13 +51,15 @@ def default_callbacks(trainer: dict[str, Any], given: Sequence[Callback], run: R
         given: Callbacks from the configuration, defences and audits included.
         run: The run's folder.
     """
-    added: list[Callback] = [StopOnNonFinite(), StepTime(), WandbCharts(), PersistWandbId()]
+    if trainer.get("fast_dev_run"):  # a rehearsal: nothing is kept
+        return [StopOnNonFinite()]
+    added: list[Callback] = [StopOnNonFinite(), RunFiles(), StepTime(), WandbCharts(), PersistWandbId()]
     if not sys.stdout.isatty() and not any(isinstance(c, ProgressBar) for c in given):
         # a bar fills a log file with one line of control characters, or with nothing
         added.append(ProgressLines())
         if trainer.get("enable_progress_bar") is None:
             trainer["enable_progress_bar"] = False
-    wants = trainer.get("enable_checkpointing") is not False and not trainer.get("fast_dev_run")
+    wants = trainer.get("enable_checkpointing") is not False
     if wants and not any(isinstance(c, ModelCheckpoint) for c in given):
         # One file, rewritten every epoch, that `ckpt_path: last` finds. Not by save_last: with save_top_k=0 Lightning
         # writes it only when training ends, otherwise it writes every checkpoint twice.

@@ -56,7 +56,9 @@ class PrivacyCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the run's folder, and one group for each registered defence and audit."""
         parser.add_argument("--run_name", type=str | None, default=None, help="The run's folder becomes runs/RUN_NAME.")
-        parser.add_argument("--run_dir", type=str | None, default=None, help="The run's folder itself; before run_name.")
+        parser.add_argument(
+            "--run_dir", type=str | None, default=None, help="The run's folder itself; before run_name."
+        )
         for group, registry in (("defences", DEFENCES), ("audits", AUDITS)):
             for name, cls in registry.classes().items():
                 parser.add_subclass_arguments(cls, f"{group}.{name}", required=False, fail_untyped=False)

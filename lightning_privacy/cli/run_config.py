@@ -102,7 +102,9 @@ class SaveRunConfig(L.Callback):
         self.saved = run.path / ("config.yaml" if number == 1 else f"config-{number}.yaml")
         write_atomically(self.saved, self.text)
         if number > 1:
-            rank_zero_info(f"{run.path} was trained with another configuration before; this one is in {self.saved.name}")
+            rank_zero_info(
+                f"{run.path} was trained with another configuration before; this one is in {self.saved.name}"
+            )
 
 
 def _usable(logger: Any) -> bool:

@@ -33,9 +33,7 @@ class Conflict:
 
     def sentence(self) -> str:
         """Return the conflict as text."""
-        return (
-            f"`{self.needs}` requires {self.broken.name} ({self.broken.value}), which {self.breaker} breaks. {self.remedy}"
-        )
+        return f"`{self.needs}` requires {self.broken.name} ({self.broken.value}), which {self.breaker} breaks. {self.remedy}"
 
 
 @dataclass(frozen=True)
@@ -70,7 +68,9 @@ class Environment:
         if "LBFGS" in self.optimizers:
             out[Property.ONE_STEP_PER_CLOSURE] = ("optimizer `LBFGS`", "Use AdamW, Adam or SGD.", True)
         if not self.automatic_optimization:
-            remedy = "Set `self.automatic_optimization = True`; the defence works on the loss that `training_step` returns."
+            remedy = (
+                "Set `self.automatic_optimization = True`; the defence works on the loss that `training_step` returns."
+            )
             out[Property.AUTOMATIC_OPTIMIZATION] = ("manual optimization in the module", remedy, False)
         if self.accumulate_grad_batches > 1:
             remedy = "Set `accumulate_grad_batches: 1` and enlarge the batch."

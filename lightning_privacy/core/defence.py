@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import lightning.pytorch as L
 from lightning.pytorch.utilities.types import STEP_OUTPUT
@@ -105,7 +105,7 @@ class Defence(L.Callback):
         """The resolved constructor arguments."""
         return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
 
-    def fresh(self) -> Self:
+    def fresh(self) -> "Defence":
         """Return an untouched defence with the same arguments, for another run (a shadow model, say)."""
         return type(self)(**self.init_args)
 
@@ -196,5 +196,3 @@ def require(module: L.LightningModule, method: str, defence: str, snippet: str) 
             f"path (`error_fn`). For example:\n{snippet}"
         )
     return found
-
-

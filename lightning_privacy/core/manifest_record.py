@@ -184,7 +184,7 @@ def plain_value(value: Any) -> Any:
 
 def _import_path(value: Any) -> str:
     module, name = getattr(value, "__module__", None), getattr(value, "__qualname__", None)
-    if not module or not name or "<" in name or module == "__main__" or getattr(value, "__self__", None) is not None:
+    if not module or not name or "<" in name or getattr(value, "__self__", None) is not None:
         raise TypeError(f"{name or type(value).__name__} has no import path")
     return f"{module}.{name}"
 

@@ -95,8 +95,6 @@ class MembershipSplit(L.LightningDataModule):
         self._inner_stages: set[str] = set()
         self._identity, self._distinct = "", 0
         self._sampler: EpochSampler | None = None
-        self._resume: dict[str, int] = {}
-        self._train_loader: Any = None
         for hook in TRANSFER_HOOKS:
             # Bound only where the inner one has them, or Lightning would take the default before the module's own.
             if is_overridden(hook, inner):
@@ -237,11 +235,7 @@ class MembershipSplit(L.LightningDataModule):
     def train_dataloader(self) -> DataLoader[Any]:
         """Return the members, in batches exactly like the inner datamodule's."""
         sampler = self._new_sampler(*rank_and_world(self.trainer))
-        loader = resumable_loader(self.subset("member"), sampler, self.trainer, **self.pool.options)
-        loader.load_state_dict(self._resume)
-        # Once: a later fit of the same datamodule starts anew.
-        self._resume, self._train_loader = {}, loader
-        return loader
+        return resumable_loader(self.subset("member"), sampler, self.trainer, **self.pool.options)
 
     def loader(self, role: str, batch_size: int | None = None) -> DataLoader[Any]:
         """Return the raw records of a role once, in the order of `indices`, not sharded by rank.
@@ -273,14 +267,13 @@ class MembershipSplit(L.LightningDataModule):
         return RoleStream(self.subset(role), collate, batch_size, seed, role, rank=rank, world_size=world)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the split's hash and the place in the training order, all plain values."""
+        """Return the split's hash; the place in the training order is the loader's, which Lightning saves too."""
         if self._pool is None:
             return {}
-        place = self._resume if self._train_loader is None else self._train_loader.state_dict()
-        return {"split_hash": self.split_hash, "sampler": place, "inner": self.inner.state_dict()}
+        return {"split_hash": self.split_hash, "inner": self.inner.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue where the checkpoint was written.
+        """Check that the checkpoint belongs to this split.
 
         Raises:
             SplitError: The checkpoint was trained on another split.
@@ -292,7 +285,6 @@ class MembershipSplit(L.LightningDataModule):
                 "records are members, so training on or auditing would count members as non-members. Use the "
                 "checkpoint's data, split_seed and fractions, or pass its split record as `roles: path/to/split.json`."
             )
-        self._resume = state_dict["sampler"]
         if state_dict["inner"]:
             self.inner.load_state_dict(state_dict["inner"])
 
@@ -300,7 +292,6 @@ class MembershipSplit(L.LightningDataModule):
         """Let the inner datamodule clean up; the split stays."""
         self.inner.teardown(stage)
         self._inner_stages.discard(stage)
-        self._train_loader = None
 
     def on_exception(self, exception: BaseException) -> None:
         """Tell the inner datamodule."""

@@ -203,7 +203,7 @@ class StableDiffusionLoRA(AdapterFiles):
         self._ensure_configured()
         return self.encoder.images(images, self.device)
 
-    def encode_text(self, captions: Sequence[str]) -> Float[Tensor, "batch tokens width"]:
+    def encode_text(self, captions: Sequence[str]) -> Float[Tensor, "batch tokens features"]:
         """Return the text encoder's hidden states, cached unless the text encoder is trained."""
         self._ensure_configured()
         return self.encoder.text(captions, self.device)

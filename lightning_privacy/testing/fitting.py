@@ -1,5 +1,6 @@
 """Short, silent training runs for tests, and what is compared between them."""
 
+import logging
 import random
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,11 +29,17 @@ _ADVICE = (
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Hide Lightning's advice, and nothing else."""
+    """Hide Lightning's greetings and its advice, and nothing else."""
+    log = logging.getLogger("lightning.pytorch")
+    level = log.level
+    log.setLevel(logging.WARNING)
     with warnings.catch_warnings():
         for advice in _ADVICE:
             warnings.filterwarnings("ignore", message=f".*{advice}")
-        yield
+        try:
+            yield
+        finally:
+            log.setLevel(level)
 
 
 def trainer(folder: Path | str, callbacks: Sequence[L.Callback] = (), **options: Any) -> L.Trainer:

@@ -4,6 +4,7 @@ import atexit
 import importlib
 import importlib.util
 import inspect
+import logging
 import os
 import tempfile
 import time
@@ -161,6 +162,7 @@ def _serve(rank: int, size: int, store: str, pipe: Connection) -> None:
         import torch.distributed as dist
 
         torch.set_num_threads(1)
+        logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
         dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=size)
         pipe.send((True, None))
     except BaseException:

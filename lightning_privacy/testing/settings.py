@@ -34,7 +34,7 @@ def split_images(batch_size: int = 8) -> L.LightningDataModule:
     from lightning_privacy.datamodules.membership_split import MembershipSplit
 
     inner = ToyImages(n=96, size=8, batch_size=batch_size)
-    return MembershipSplit(inner, fractions={"member": 32, "aux_nonmember": 16, "attack_nonmember": 16, "val": 8})
+    return MembershipSplit(inner, fractions={"member": 1 / 3, "aux_nonmember": 1 / 6, "attack_nonmember": 1 / 6, "val": 1 / 12})
 
 
 @dataclass(frozen=True)

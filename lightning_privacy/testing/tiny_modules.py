@@ -48,7 +48,7 @@ class PlainRegressor(L.LightningModule):
 
     def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
         """Log the mean squared error."""
-        self.log("val/loss", F.mse_loss(*self.predict_lower(batch)), batch_size=len(batch["image"]))
+        self.log("val/loss", F.mse_loss(*self.predict_lower(batch)), batch_size=len(batch["image"]), sync_dist=True)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Return SGD with momentum: state to restore, and no division that would blow up rounding."""
@@ -180,7 +180,7 @@ class TinyDenoiser(L.LightningModule):
     def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
         """Log the loss on fixed draws."""
         draw = self.sample_draw(batch, seeded_generator(self.seed, "val", batch_idx))
-        self.log("val/loss", self.per_sample_error(batch, draw).mean(), batch_size=len(batch["image"]))
+        self.log("val/loss", self.per_sample_error(batch, draw).mean(), batch_size=len(batch["image"]), sync_dist=True)
 
     @contextmanager
     def reference(self) -> Iterator[None]:

@@ -20,7 +20,7 @@ def test_fit_makes_a_run(run, recipe, workspace):
     assert code == 0, err
     folder = RunFolder.open(workspace / "runs" / "toy")
     assert {p.name for p in folder.path.iterdir()} == {
-        "config.yaml", "checkpoints", "metrics.csv", "results.jsonl", "measurements.jsonl",
+        "config.yaml", "split.json", "checkpoints", "metrics.csv", "results.jsonl", "measurements.jsonl",
     }  # fmt: skip
     assert folder.last_checkpoint().name == "last.ckpt"
     assert any(p.name.startswith("best-") for p in folder.checkpoints.iterdir())
@@ -173,10 +173,27 @@ def test_lightnings_own_refusals_are_one_line_too(run, recipe):
 def test_validate_runs_without_touching_the_configuration(run, recipe, workspace):
     run("fit", "--config", recipe)
     before = (workspace / "runs/toy/config.yaml").read_bytes()
-    code, out, err = run("validate", "--config", recipe, "--model.slope", "3", "--ckpt_path", "runs/toy/checkpoints/last.ckpt")
+    code, out, err = run(
+        "validate", "--config", recipe, "--model.slope", "3", "--ckpt_path", "runs/toy/checkpoints/last.ckpt"
+    )
     assert code == 0, err
     assert "val/loss" in out
     assert (workspace / "runs/toy/config.yaml").read_bytes() == before
+
+
+def test_another_split_needs_another_folder(run, recipe, workspace):
+    run("fit", "--config", recipe)
+    before = {p: p.read_bytes() for p in (workspace / "runs/toy").rglob("*") if p.is_file()}
+    code, _, err = run("fit", "--config", recipe, "--data.split_seed", "1")
+    assert code == 1
+    assert "holds a run on split" in err and "--run_name" in err
+    assert {p: p.read_bytes() for p in (workspace / "runs/toy").rglob("*") if p.is_file()} == before
+
+
+def test_a_rehearsal_keeps_nothing(run, recipe, workspace):
+    code, _, err = run("fit", "--config", recipe, "--trainer.fast_dev_run", "true", "--audits.coin", "null")
+    assert code == 0, err
+    assert not (workspace / "runs").exists()
 
 
 def test_run_dir_wins_over_run_name_and_a_file_name_is_the_last_resort(recipe, write):

@@ -131,7 +131,7 @@ def test_cache_counts_hits_and_shares_a_folder(tmp_path):
 
 def test_cache_key_depends_on_content_and_encoder():
     picture = torch.rand(3, 4, 4)
-    keys = {content_key(picture, "a"), content_key(picture, "b"), content_key(picture.T.contiguous().T + 1e-7, "a")}
+    keys = {content_key(picture, "a"), content_key(picture, "b"), content_key(picture + 1e-6, "a")}
     assert len(keys) == 3 and content_key(picture, "a") == content_key(picture.clone(), "a")
     assert content_key(torch.zeros(2, 8), "a") != content_key(torch.zeros(4, 4), "a")
 

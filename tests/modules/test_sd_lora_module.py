@@ -1,5 +1,6 @@
 import copy
 import pickle
+import re
 
 import pytest
 import torch
@@ -265,7 +266,8 @@ def test_checkpointed_gradients_are_equal_and_attention_is_sdpa(build, batch):
 def test_targets_by_word_and_by_name(build):
     def adapted(**options):
         names = [n for n, _ in build(**options).unet.named_parameters() if "lora_A" in n]
-        return {n.split(".lora_A")[0].split("transformer_blocks.0.")[-1].split("attentions.0.")[-1] for n in names}
+        stems = [n.split(".lora_A")[0].split("transformer_blocks.0.")[-1] for n in names]
+        return {re.sub(r".*attentions\.\d\.", "", stem) for stem in stems}
 
     attention = {f"attn{i}.{n}" for i in (1, 2) for n in ("to_q", "to_k", "to_v", "to_out.0")}
     assert adapted() == attention

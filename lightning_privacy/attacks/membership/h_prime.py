@@ -49,11 +49,11 @@ class HPrime:
         self,
         hidden: tuple[int, int] = (512, 256),  # arXiv 2402.11989, appendix E
         dropout: float = 0.5,  # the authors' released network; the paper does not mention it
-        learning_rate: float = 3e-4,  # the paper's 1e-5 needs thousands of epochs on tens of records
+        learning_rate: float = 1e-3,  # the paper's 1e-5 needs thousands of epochs on tens of records
         weight_decay: float = 1e-4,  # released code
         batch_size: int = 256,
-        patience: int = 20,
-        max_epochs: int = 400,
+        patience: int = 15,
+        max_epochs: int = 300,
         validation_share: float = 0.25,
     ) -> None:
         self.hidden, self.dropout = hidden, dropout
@@ -118,7 +118,7 @@ class HPrime:
         self, network: nn.Sequential, train: list[Tensor], held: list[Tensor], generator: torch.Generator
     ) -> bool:
         optimizer = torch.optim.Adam(network.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay)
-        half = max(1, self.batch_size // 2)
+        half = max(1, min(self.batch_size // 2, *map(len, train)))
         labels = torch.tensor([1, 0]).repeat_interleave(half)
         steps = -(-max(len(x) for x in train) // half)
         best, best_epoch, best_state = _balanced_loss(network, held), 0, copy.deepcopy(network.state_dict())

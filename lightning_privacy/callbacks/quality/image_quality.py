@@ -93,8 +93,8 @@ class ImageQuality(L.Callback):
             return
         if not isinstance(pl_module, GeneratesImages):
             raise MissingProtocolError(
-                f"ImageQuality needs `{type(pl_module).__name__}.generate(prompts, *, seed) -> pictures in [0, 1]`. Add "
-                "it to the module, or remove ImageQuality."
+                f"ImageQuality needs `{type(pl_module).__name__}.generate(prompts, *, seed) -> pictures in [0, 1]`. "
+                "Add it to the module, or remove ImageQuality."
             )
         check_roles(find_split(trainer, "ImageQuality"), self._roles(), "ImageQuality")
         self._real, self._measured_step = {}, None
@@ -136,7 +136,7 @@ class ImageQuality(L.Callback):
         with untouched(module):
             for role in self._roles():
                 if role not in self._real:
-                    self._real[role] = real_set(module, split, role, self._extractors, self.cache_dir, self.grid)
+                    self._real[role] = real_set(module, split, role, self._extractors, self.cache_dir)
             prompts = self.prompts or self._real[self.real_role].captions
             if not prompts:
                 raise InputError(

@@ -18,8 +18,8 @@ def paired_similarity(
         originals: The pictures they belong to, in the same order.
 
     Returns:
-        ``psnr`` in dB at a data range of 1 (infinite for equal pictures), ``ssim`` (arXiv-free standard of Wang et al.
-        2004: Gaussian window of 11 pixels, sigma 1.5) and ``mse``.
+        ``psnr`` in dB at a data range of 1 (infinite for equal pictures), ``ssim`` (Wang et al. 2004:
+        Gaussian window of 11 pixels, sigma 1.5) and ``mse``.
 
     Raises:
         InputError: shapes differ, or values leave [0, 1].

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lightning_privacy.callbacks.audits.untouched import gather_parts, on_device, rank
+from lightning_privacy.callbacks.audits.untouched import gather_parts, rank
 from lightning_privacy.core.ranks import world_size
 from lightning_privacy.errors import InputError
 
@@ -79,7 +79,6 @@ def real_set(
     role: str,
     extractors: Mapping[str, nn.Module],
     cache_dir: Path | None,
-    samples: int = 0,
 ) -> PictureSet:
     """Return the features of the real pictures of a role.
 
@@ -89,20 +88,15 @@ def real_set(
         role: One of its roles.
         extractors: By name.
         cache_dir: Folder of features by content of the pictures, shared by runs; None for none.
-        samples: How many pictures to keep.
     """
     parts: dict[int, dict[str, Tensor]] = {}
     captions: list[str] = []
-    kept: list[Tensor] = []
     for number, batch in enumerate(split.loader(role)):
         captions += batch_captions(batch)
         pictures = batch_pictures(batch)
-        if sum(len(x) for x in kept) < samples:
-            kept.append(pictures)
         if number % world_size() == rank():
             parts[number] = {name: _cached(name, net, pictures, module, cache_dir) for name, net in extractors.items()}
-    shown = torch.cat(kept)[:samples] if kept else None
-    return PictureSet(_joined(gather_parts(parts), role), tuple(captions), shown)
+    return PictureSet(_joined(gather_parts(parts), role), tuple(captions))
 
 
 def generated_set(
@@ -154,12 +148,7 @@ def _joined(rows: Sequence[Mapping[str, Tensor]], role: str) -> dict[str, Tensor
 def _features(net: nn.Module, pictures: Tensor, module: L.LightningModule) -> Tensor:
     # Features in full precision whatever the module trains in: their distances are small differences.
     with torch.autocast(module.device.type, enabled=False):
-        return net.to(module.device)(on_plain_device(pictures, module)).flatten(1).double().cpu()
-
-
-def on_plain_device(pictures: Tensor, module: L.LightningModule) -> Tensor:
-    """Return pictures on the module's device, without the user's transfer hooks: they are no batch any more."""
-    return pictures.to(module.device)
+        return net.to(module.device)(pictures.to(module.device)).flatten(1).double().cpu()
 
 
 def _cached(name: str, net: nn.Module, pictures: Tensor, module: L.LightningModule, folder: Path | None) -> Tensor:

@@ -58,7 +58,9 @@ class MetricsCSV(Logger):
         if new or not self.path.is_file():
             rows = read_metrics(self.path)
             self._columns += new
-            write_atomically(self.path, self._text([self._columns, *([r.get(c, "") for c in self._columns] for r in rows)]))
+            write_atomically(
+                self.path, self._text([self._columns, *([r.get(c, "") for c in self._columns] for r in rows)])
+            )
         with self.path.open("a", encoding="utf-8", newline="") as file:
             file.write(self._text([[row.get(c, "") for c in self._columns]]))
 

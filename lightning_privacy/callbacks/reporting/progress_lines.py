@@ -61,12 +61,17 @@ class ProgressLines(L.Callback):
         """
         total = _total_steps(trainer)
         epochs = f"/{trainer.max_epochs}" if trainer.max_epochs and trainer.max_epochs > 0 else ""
-        parts = [f"epoch {trainer.current_epoch + 1}{epochs}", f"step {trainer.global_step}{f'/{total}' if total else ''}"]
+        parts = [
+            f"epoch {trainer.current_epoch + 1}{epochs}",
+            f"step {trainer.global_step}{f'/{total}' if total else ''}",
+        ]
         loss = outputs["loss"] if isinstance(outputs, dict) else outputs
         if isinstance(loss, torch.Tensor) and loss.numel() == 1:
             parts.append(f"loss {loss.item():.4g}")
         parts += [
-            f"{name} {float(value):.4g}" for name, value in trainer.callback_metrics.items() if name.startswith("val/loss")
+            f"{name} {float(value):.4g}"
+            for name, value in trainer.callback_metrics.items()
+            if name.startswith("val/loss")
         ]
         parts.append(f"{speed:.2f} it/s")
         if total:

@@ -31,7 +31,9 @@ class StepTime(L.Callback):
         self._seen = 0
         self._start: float | None = None
 
-    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         """Start the clock."""
         self._seen += 1
         measured = self._seen > self.warmup and (self._seen - self.warmup - 1) % self._stride(pl_module) == 0

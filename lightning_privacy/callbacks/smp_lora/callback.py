@@ -224,9 +224,7 @@ class SMPLoRA(Defence):
             return features
         return torch.cat([assert_memory.read(features[:, 0], indices)[:, None], features[:, 1:]], 1)
 
-    def _fit_features(
-        self, step: Step, members: Tensor, indices: Tensor, nonmembers: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def _fit_features(self, step: Step, members: Tensor, indices: Tensor, nonmembers: Tensor) -> tuple[Tensor, Tensor]:
         """Return what the proxy may be fitted on: auxiliary members only, of all ranks."""
         if self.shared_forward:
             mine = members.detach()[self._auxiliary.is_aux_member(indices)]

@@ -26,9 +26,7 @@ __all__ = [
 ]
 
 
-def batch_gain(
-    members: Float[Tensor, " n"], nonmembers: Float[Tensor, " m"] | None = None
-) -> Float[Tensor, ""]:
+def batch_gain(members: Float[Tensor, " n"], nonmembers: Float[Tensor, " m"] | None = None) -> Float[Tensor, ""]:
     """Return the membership-inference gain G of a batch.
 
     With non-members it is equation 5, ``(mean log h(member) + mean log(1 - h(non-member))) / 2``; without, the released
@@ -49,9 +47,7 @@ def batch_gain(
     return gain if nonmembers is None else (gain + F.logsigmoid(-nonmembers).mean()) / 2
 
 
-def per_sample_gain(
-    members: Float[Tensor, " n"], nonmembers: Float[Tensor, " m"] | None = None
-) -> Float[Tensor, " n"]:
+def per_sample_gain(members: Float[Tensor, " n"], nonmembers: Float[Tensor, " m"] | None = None) -> Float[Tensor, " n"]:
     """Return the gain of each member; its mean is `batch_gain`.
 
     The non-members' half is the same for every member, so that member i's term depends on no other member.
@@ -65,9 +61,7 @@ def proxy_loss(members: Float[Tensor, " n"], nonmembers: Float[Tensor, " m"]) ->
     return -batch_gain(members, nonmembers)
 
 
-def smp_denominator(
-    gain: Float[Tensor, " *shape"], strength: float, delta: float
-) -> Float[Tensor, " *shape"]:
+def smp_denominator(gain: Float[Tensor, " *shape"], strength: float, delta: float) -> Float[Tensor, " *shape"]:
     """Return ``1 - lambda G + delta``, at least 1 + delta (equation 10)."""
     return 1 - strength * gain + delta
 

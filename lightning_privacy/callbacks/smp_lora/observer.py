@@ -16,7 +16,7 @@ from lightning_privacy.protocols import Batch, Draw
 
 ErrorFn = Callable[[L.LightningModule, Batch, Draw], Tensor]
 
-SNIPPET = '''
+SNIPPET = """
     def per_sample_error(self, batch, draw=None):
         noisy = self.scheduler.add_noise(batch["x"], draw.noise, draw.timesteps)
         return (self(noisy, draw.timesteps) - draw.noise).square()      # (batch, ...), not reduced
@@ -24,7 +24,7 @@ SNIPPET = '''
     def sample_draw(self, batch, generator):
         t = torch.randint(0, 1000, (len(batch["x"]),), generator=generator)
         return Draw(t.to(self.device), torch.randn(batch["x"].shape, generator=generator).to(self.device))
-'''
+"""
 
 __all__ = ["ErrorFn", "ModelObserver"]
 

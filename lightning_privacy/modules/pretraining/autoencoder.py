@@ -30,6 +30,7 @@ class AutoencoderPretraining(L.LightningModule):
         lr: Peak learning rate of AdamW; a cosine takes it to a twentieth.
         perceptual: Weight of the feature distance.
         kl: Weight of the KL term (sum over the latent, mean over pictures).
+        schedule_steps: Length of the learning-rate schedule in steps; the trainer's length if not given.
     """
 
     def __init__(
@@ -41,9 +42,11 @@ class AutoencoderPretraining(L.LightningModule):
         lr: float = 1e-3,
         perceptual: float = 0.03,
         kl: float = 1e-6,
+        schedule_steps: int | None = None,
     ) -> None:
         super().__init__()
         self.export, self.lr, self.perceptual, self.kl = Path(export), lr, perceptual, kl
+        self.schedule_steps = schedule_steps
         self.vae = AutoencoderKL(
             down_block_types=("DownEncoderBlock2D",) * 4,
             up_block_types=("UpDecoderBlock2D",) * 4,
@@ -81,7 +84,7 @@ class AutoencoderPretraining(L.LightningModule):
     def configure_optimizers(self) -> Any:
         """AdamW with a cosine schedule over the whole training."""
         optimizer = torch.optim.AdamW(self.vae.parameters(), lr=self.lr, weight_decay=1e-4, betas=(0.9, 0.99))
-        return warm_cosine(optimizer, int(self.trainer.estimated_stepping_batches))
+        return warm_cosine(optimizer, self.schedule_steps or int(self.trainer.estimated_stepping_batches))
 
     @torch.no_grad()
     def on_fit_end(self) -> None:

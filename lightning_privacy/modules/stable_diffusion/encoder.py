@@ -93,7 +93,7 @@ class Encoder:
 
         return self.latents.get([content_key(image, self._vae_key) for image in images], encode).to(device)
 
-    def text(self, captions: Sequence[str], device: torch.device) -> Float[Tensor, "batch tokens width"]:
+    def text(self, captions: Sequence[str], device: torch.device) -> Float[Tensor, "batch tokens features"]:
         """Return hidden states, cut or padded to the tokenizer's length.
 
         Args:
@@ -109,7 +109,7 @@ class Encoder:
 
         return self.states.get([content_key(caption, self._text_key) for caption in captions], encode).to(device)
 
-    def _states(self, captions: Sequence[str], device: torch.device) -> Float[Tensor, "batch tokens width"]:
+    def _states(self, captions: Sequence[str], device: torch.device) -> Float[Tensor, "batch tokens features"]:
         length = self.tokenizer.model_max_length
         options = {"padding": "max_length", "truncation": True, "max_length": length, "return_tensors": "pt"}
         ids = self.tokenizer(list(captions), **options).input_ids.to(device)

@@ -1,0 +1,37 @@
+# Everything a newcomer needs: `make demo` and `make test` set up a virtual environment first.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV ?= .venv
+BIN := $(VENV)/bin
+export OMP_WAIT_POLICY ?= PASSIVE
+
+.PHONY: install demo test lint types fast all clean
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]" --constraint constraints.txt
+	touch $@
+
+demo: install
+	$(BIN)/python examples/demo.py
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/codespell
+	$(BIN)/lint-imports
+
+types: install
+	$(BIN)/pyright
+
+test: install lint types
+	$(BIN)/python -m pytest --jaxtyping-packages=lightning_privacy,beartype.beartype
+
+fast: install
+	$(BIN)/python -m pytest -x -m "not dist"
+
+all: test
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache

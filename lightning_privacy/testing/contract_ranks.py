@@ -1,0 +1,46 @@
+"""Contract checks on two processes."""
+
+from pathlib import Path
+from typing import Any
+
+from lightning_privacy.testing.expect import expect
+from lightning_privacy.testing.fitting import compare, fit
+from lightning_privacy.testing.ranks import RankPool
+from lightning_privacy.testing.settings import DefenceCase
+
+__all__ = ["check_ranks", "fit_on_rank"]
+
+BATCH, RELATIVE = 8, 1e-5
+
+
+def check_ranks(case: DefenceCase, folder: Path | str, pool: RankPool) -> None:
+    """Under DDP ranks stay bit-equal, learners included; one process on the same global batch agrees to 1e-5.
+
+    Args:
+        case: The defence.
+        folder: An empty folder.
+        pool: Two ranks.
+    """
+    here, there = pool.run(fit_on_rank, case, str(folder))
+    differ = compare(here, there)
+    expect(not differ, f"`{case.name}`: the two ranks differ after an epoch: {differ[:5]}.")
+    if case.world_invariant:
+        alone = _fit(case, folder, BATCH)
+        differ = compare(here["weights"], alone["weights"], "weights", RELATIVE)
+        expect(not differ, f"`{case.name}`: two processes are not one process on the same global batch: {differ[:5]}.")
+
+
+def fit_on_rank(case: DefenceCase, folder: str) -> dict[str, Any]:
+    """Train on one of two ranks.
+
+    Args:
+        case: The defence.
+        folder: Root folder.
+    """
+    return _fit(case, folder, BATCH // 2, strategy="ddp", devices=2)
+
+
+def _fit(case: DefenceCase, folder: Path | str, batch_size: int, **options: Any) -> dict[str, Any]:
+    defence = case.build()
+    fitted = fit(folder, case.module(), case.data(batch_size), [defence], **options)
+    return {"weights": fitted.weights, "state": defence.state_dict(), "steps": fitted.trainer.global_step}

@@ -1,0 +1,184 @@
+import lightning.pytorch as L
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from lightning_privacy.callbacks import SMPLoRA
+from lightning_privacy.errors import DefenceConflictError, InputError, MissingProtocolError, NoEffectError
+from lightning_privacy.properties import Property
+from lightning_privacy.testing.settings import split_images
+from lightning_privacy.testing.tiny_modules import PlainRegressor, TinyDenoiser
+from lightning_privacy.testing.toy_data import ToyImages
+
+SMALL = {"aux_batch_size": 4, "hidden": (8,)}
+
+
+def fit(module, data, *callbacks, **options):
+    trainer = L.Trainer(
+        max_epochs=2,
+        accelerator="cpu",
+        callbacks=list(callbacks),
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **options,
+    )
+    trainer.fit(module, data)
+    return trainer
+
+
+def reduced_error(module, batch, draw):
+    return module.per_sample_error(batch, draw).mean()
+
+
+def weights(module):
+    return {name: value.detach().clone() for name, value in module.named_parameters()}
+
+
+@pytest.fixture(scope="module")
+def undefended():
+    module = TinyDenoiser()
+    fit(module, split_images())
+    return weights(module)
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {},
+        {"mode": "mp"},
+        {"memory": 0.9},
+        {"proxy": "error_map", "gain": "members", "shared_forward": False, "dropout": 0.5},
+        {"proxy": "pooled_map", "order": "adapt_first"},
+        {"proxy": "scalar"},
+        {"proxy": "multi_t", "draws": 2},
+    ],
+)
+def test_strength_zero_trains_the_undefended_model_bit_for_bit(undefended, kwargs):
+    module, defence = TinyDenoiser(), SMPLoRA(strength=0.0, delta=0.0, **{**SMALL, **kwargs})
+    fit(module, split_images(), defence)
+    assert defence.state_dict()["proxy"]["steps"] > 0  # the proxy was at work
+    assert all(torch.equal(value, undefended[name]) for name, value in weights(module).items())
+
+
+@pytest.mark.parametrize("kwargs", [{}, {"mode": "mp"}, {"ratio": "per_sample"}, {"memory": 0.9}])
+def test_strength_changes_the_model(undefended, kwargs):
+    module = TinyDenoiser()
+    trainer = fit(module, split_images(), SMPLoRA(strength=0.5, **SMALL, **kwargs))
+    assert not all(torch.equal(value, undefended[name]) for name, value in weights(module).items())
+    logged = {k.removeprefix("defence/smp_lora/") for k in trainer.callback_metrics if k.startswith("defence/")}
+    assert {"gain", "proxy_accuracy", "denominator", "strength"} <= logged
+
+
+def test_the_proxy_is_fitted_on_auxiliary_records_alone(monkeypatch):
+    data, defence, fitted = split_images(), SMPLoRA(strength=0.5, proxy="scalar", replay=0, **SMALL), []
+    aux_rows, all_rows = [], []
+    original = SMPLoRA._fit_features
+
+    def spy(self, step, members, indices, nonmembers):
+        mine, others = original(self, step, members, indices, nonmembers)
+        aux = set(data.roles["aux_member"])
+        aux_rows.append(sum(int(i) in aux for i in indices))
+        all_rows.append(len(indices))
+        fitted.append(len(mine))
+        return mine, others
+
+    monkeypatch.setattr(SMPLoRA, "_fit_features", spy)
+    fit(TinyDenoiser(), data, defence)
+    assert fitted == aux_rows
+    assert sum(fitted) < sum(all_rows)
+
+
+def test_strength_grows_geometrically(monkeypatch):
+    seen = []
+    original = SMPLoRA._log
+    monkeypatch.setattr(
+        SMPLoRA,
+        "_log",
+        lambda self, step, gain, strength: (seen.append(strength), original(self, step, gain, strength)),
+    )
+    fit(TinyDenoiser(), split_images(), SMPLoRA(strength=0.1, strength_end=10.0, **SMALL))
+    assert seen[0] == pytest.approx(0.1)
+    assert seen[-1] == pytest.approx(10.0)
+    ratios = [b / a for a, b in zip(seen, seen[1:], strict=False)]
+    assert ratios == pytest.approx([ratios[0]] * len(ratios))
+
+
+def test_the_papers_settings():
+    paper, released = SMPLoRA.paper(), SMPLoRA.released()
+    assert (paper.strength, paper.delta, paper.lr, paper.weight_decay) == (0.05, 1e-5, 1e-5, 1e-4)
+    assert (paper.hidden, paper.dropout, paper.proxy, paper.gain) == ((512, 256), 0.5, "error_map", "members")
+    assert (released.strength, released.order) == (1.0, "adapt_first")
+    assert SMPLoRA.paper(strength=0.1).strength == 0.1
+
+
+def test_separability_depends_on_the_ratio():
+    assert Property.PER_SAMPLE_SEPARABLE in SMPLoRA().breaks
+    assert Property.PER_SAMPLE_SEPARABLE not in SMPLoRA(ratio="per_sample").breaks
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "words"),
+    [
+        ({"strength": -1.0}, "`strength` is -1.0"),
+        ({"strength": float("nan")}, "`strength` is nan"),
+        ({"memory": 1.0}, "`memory` is 1.0"),
+        ({"memory": 0.5, "proxy": "scalar"}, "does not fit `proxy: scalar`"),
+        ({"aux_batch_size": 0}, "at least one non-member"),
+        ({"strength": 0.0, "strength_end": 1.0}, "above 0"),
+    ],
+)
+def test_bad_arguments(kwargs, words):
+    with pytest.raises(InputError, match=words):
+        SMPLoRA(**kwargs)
+
+
+def test_data_without_a_split_is_refused():
+    with pytest.raises(NoEffectError, match="Wrap it.*MembershipSplit"):
+        fit(TinyDenoiser(), ToyImages(n=16, size=8), SMPLoRA())
+
+
+def test_a_module_without_the_protocol_is_told_what_to_add():
+    with pytest.raises(MissingProtocolError, match="PlainRegressor.per_sample_error"):
+        fit(PlainRegressor(), split_images(), SMPLoRA())
+
+
+def test_calibrated_needs_a_reference():
+    class NoReference(TinyDenoiser):
+        reference = None
+
+    with pytest.raises(MissingProtocolError, match=r"reference\(\).*error_map"):
+        fit(NoReference(), split_images(), SMPLoRA(**SMALL))
+
+
+def test_a_reduced_error_is_refused():
+    with pytest.raises(InputError, match="one entry"):
+        fit(
+            TinyDenoiser(),
+            split_images(),
+            SMPLoRA(error_fn=reduced_error, **SMALL),
+        )
+
+
+def test_an_unknown_import_path_is_refused():
+    with pytest.raises(InputError, match="cannot be imported"):
+        fit(TinyDenoiser(), split_images(), SMPLoRA(error_fn="no_such_package.function"))
+
+
+def test_lbfgs_is_refused():
+    class Closures(TinyDenoiser):
+        def configure_optimizers(self):
+            return torch.optim.LBFGS(self.parameters())
+
+    with pytest.raises(DefenceConflictError, match=r"LBFGS.*AdamW"):
+        fit(Closures(), split_images(), SMPLoRA(**SMALL))
+
+
+def test_auxiliary_batches_are_not_the_users_batches():
+    data = split_images()
+    fit(TinyDenoiser(), data, SMPLoRA(**SMALL))
+    loader = data.train_dataloader()
+    assert isinstance(loader, DataLoader)
+    members = {data.record_ids[i] for i in data.roles["member"]}
+    assert not members & {data.record_ids[i] for i in data.roles["aux_nonmember"]}
