@@ -23,7 +23,7 @@ lint: install
 	$(BIN)/lint-imports
 
 types: install
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 test: install lint types
 	$(BIN)/python -m pytest --jaxtyping-packages=lightning_privacy,beartype.beartype

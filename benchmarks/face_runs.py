@@ -1,4 +1,4 @@
-"""One LoRA fine-tune on the private faces under one variant and one split seed: train, watch `val`, attack on demand."""
+"""One LoRA fine-tune on the private faces: one variant, one split seed; train, watch `val`, attack on demand."""
 
 import copy
 import time

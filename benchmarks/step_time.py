@@ -123,7 +123,9 @@ def main() -> None:
                     }
                     for name, values in seconds.items()
                 },
-                "peak_memory_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2) if args.device == "cuda" else None,
+                "peak_memory_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2)
+                if args.device == "cuda"
+                else None,
             },
             indent=1,
         )

@@ -1,4 +1,4 @@
-"""Properties that one defence may need and another may destroy. Conflicts are found by these, never by pairs of names."""
+"""Properties that one defence may need and another may destroy; conflicts are found by these, not by names."""
 
 from enum import Enum
 

@@ -1,4 +1,4 @@
-"""What defences and audits ask of a user's LightningModule, and the values that travel between them. No Lightning here."""
+"""What defences and audits ask of a user's LightningModule, and the values that travel between them."""
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -84,6 +84,8 @@ class HasReference(Protocol):
 class GeneratesImages(Protocol):
     """A module that makes pictures."""
 
-    def generate(self, prompts: Sequence[str], *, seed: int = 0, **options: Any) -> Float[Tensor, "batch 3 height width"]:
+    def generate(
+        self, prompts: Sequence[str], *, seed: int = 0, **options: Any
+    ) -> Float[Tensor, "batch 3 height width"]:
         """Return one picture a prompt, values in [0, 1]; picture ``i`` depends on ``seed`` and ``i`` alone."""
         ...

@@ -39,7 +39,7 @@ def _no_network():
 def _leave_nothing_behind():
     """Restore environment, random states, modes of torch and Lightning's rank; no process group may be left."""
     environment = dict(os.environ)
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
     modes = torch.get_default_dtype(), torch.is_grad_enabled(), torch.are_deterministic_algorithms_enabled()
     folder = os.getcwd()
     yield
@@ -48,7 +48,7 @@ def _leave_nothing_behind():
         del os.environ[name]
     os.environ.update(environment)
     random.setstate(states[0])
-    np.random.set_state(states[1])
+    np.random.set_state(states[1])  # noqa: NPY002
     torch.set_rng_state(states[2])
     torch.set_default_dtype(modes[0])
     torch.set_grad_enabled(modes[1])

@@ -27,15 +27,15 @@ _NOT_TRAINING: dict[str, Any] = {
     "enable_model_summary": False,
     "inference_mode": False,  # attackers train
 }
-_FIT_ONLY = ("ckpt_path", "weights_only", "run_name", "run_dir", "verbose", "return_predictions")
+_NOT_THIS_RUN = ("run_name", "run_dir")
 
 
 def run(verb: str, args: list[str]) -> int:
     """Rebuild a run's model and data, load its weights, check the split, run the audits that are missing."""
     parser = argparse.ArgumentParser(
         f"lightning-privacy {verb}",
-        description="Attack a finished run. Audits are those of its configuration; further options override it, such as "
-        "--audits.membership.draws 4 or --config more.yaml.",
+        description="Attack a finished run. Audits are those of its configuration; further options override it, such "
+        "as --audits.membership.draws 4 or --config more.yaml.",
     )
     parser.add_argument("run", help="the run's folder, such as runs/NAME")
     parser.add_argument("--checkpoint", type=Path, help="another checkpoint than the run's last one")
@@ -74,7 +74,7 @@ def _rebuild(folder: RunFolder, overrides: list[str]) -> Any:
     from lightning_privacy.cli.privacy_cli import PrivacyCLI  # seconds: after the cheap refusals
 
     raw = yaml.safe_load(folder.config.read_text(encoding="utf-8"))
-    kept = {key: value for key, value in raw.items() if key not in _FIT_ONLY}
+    kept = {key: value for key, value in raw.items() if key not in _NOT_THIS_RUN}
     with tempfile.TemporaryDirectory() as scratch:
         config = Path(scratch) / "config.yaml"
         config.write_text(yaml.safe_dump(kept, sort_keys=False), encoding="utf-8")

@@ -18,7 +18,7 @@ class Auditor(L.Callback):
     """Runs audits at the start of a validation, that is, with the trained model on its device.
 
     Args:
-        audits: Audits by name; each has ``audit(trainer, module, epoch)``.
+        audits: Audits by name; each has ``audit`` or ``measure`` of (trainer, module, epoch).
         folder: The run's folder.
         checkpoint: What was loaded; None for an adapter.
         again: Whether to repeat audits whose results are there.
@@ -44,6 +44,9 @@ class Auditor(L.Callback):
             wanted, present = _wanted(audit, trainer, pl_module), self._present(name, trainer.global_step)
             if not self.again and present and (wanted is None or wanted <= present):
                 continue
+            # what it checks and builds when training starts
+            audit.setup(trainer, pl_module, "fit")
+            audit.on_fit_start(trainer, pl_module)
             with torch.enable_grad():
                 results = perform(trainer, pl_module, epoch)
             self.lines += [f"{name}: {line}" for line in _summary(results)] or [f"{name}: done"]
@@ -74,17 +77,21 @@ def _wanted(audit: Any, trainer: L.Trainer, module: L.LightningModule) -> set[st
 
 
 def _restore_progress(trainer: L.Trainer, saved: Mapping[str, Any]) -> int:
-    """Give the trainer the step count of the checkpoint, which validation alone does not; return the epochs completed."""
+    """Give the trainer the checkpoint's step count, which validation does not; return the epochs completed."""
     loops = saved.get("loops", {}).get("fit_loop")
     if loops is not None:
         trainer.fit_loop.load_state_dict(loops)
-    return trainer.fit_loop.epoch_progress.current.processed  # saved at an epoch's end, before it counts as completed
+    progress: Any = trainer.fit_loop.epoch_progress.current
+    return progress.processed  # saved at an epoch's end, before it counts as completed
 
 
 def _summary(results: Any) -> list[str]:
-    found = [r for r in results or () if isinstance(r, AttackResult)] if isinstance(results, list) else []
     lines = []
-    for r in found:
+    for r in results if isinstance(results, list) else []:
+        if isinstance(r, dict) and {"name", "value"} <= set(r):
+            lines.append(f"{r['name']:24} {'-' if r['value'] is None else format(r['value'], '.4g')}")
+        if not isinstance(r, AttackResult):
+            continue
         auroc = r.metrics.get("auroc")
         number = f"AUROC {auroc.value:.3f} [{_end(auroc.low)}, {_end(auroc.high)}]" if auroc is not None else "done"
         lines.append(f"{r.attack:24} {number}{'  <- strongest on fit data' if r.strongest else ''}")

@@ -13,7 +13,9 @@ __all__ = ["compare", "report"]
 def compare(verb: str, args: list[str]) -> int:
     """Print one table of several runs, and what must be said with it."""
     parser = argparse.ArgumentParser(f"lightning-privacy {verb}", description="One table of several runs.")
-    parser.add_argument("runs", nargs="+", help="folders of runs; files among them are passed over, so that runs/* works")
+    parser.add_argument(
+        "runs", nargs="+", help="folders of runs; files among them are passed over, so that runs/* works"
+    )
     parser.add_argument("--html", type=Path, help="also write a page with figures and pictures")
     chosen = parser.parse_args(args)
     from lightning_privacy.report.summary import summarise
@@ -36,7 +38,9 @@ def compare(verb: str, args: list[str]) -> int:
 
 def report(verb: str, args: list[str]) -> int:
     """Write report.html into each run's folder, or one page for all of them."""
-    parser = argparse.ArgumentParser(f"lightning-privacy {verb}", description="Pages with tables, figures and pictures.")
+    parser = argparse.ArgumentParser(
+        f"lightning-privacy {verb}", description="Pages with tables, figures and pictures."
+    )
     parser.add_argument("runs", nargs="+", help="folders of runs")
     parser.add_argument("--out", type=Path, help="one page for all runs instead of report.html in each")
     parser.add_argument("--title", help="the heading")

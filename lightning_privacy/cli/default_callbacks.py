@@ -51,14 +51,15 @@ def default_callbacks(trainer: dict[str, Any], given: Sequence[Callback], run: R
         given: Callbacks from the configuration, defences and audits included.
         run: The run's folder.
     """
-    if trainer.get("fast_dev_run"):  # a rehearsal: nothing is kept
-        return [StopOnNonFinite()]
-    added: list[Callback] = [StopOnNonFinite(), RunFiles(), StepTime(), WandbCharts(), PersistWandbId()]
+    added: list[Callback] = [StopOnNonFinite()]
     if not sys.stdout.isatty() and not any(isinstance(c, ProgressBar) for c in given):
         # a bar fills a log file with one line of control characters, or with nothing
         added.append(ProgressLines())
         if trainer.get("enable_progress_bar") is None:
             trainer["enable_progress_bar"] = False
+    if trainer.get("fast_dev_run"):  # a rehearsal: nothing is kept
+        return added
+    added += [RunFiles(), StepTime(), WandbCharts(), PersistWandbId()]
     wants = trainer.get("enable_checkpointing") is not False
     if wants and not any(isinstance(c, ModelCheckpoint) for c in given):
         # One file, rewritten every epoch, that `ckpt_path: last` finds. Not by save_last: with save_top_k=0 Lightning

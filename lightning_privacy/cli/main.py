@@ -76,5 +76,5 @@ def _help() -> str:
         "usage: lightning-privacy VERB [options]\n\n"
         "Train with privacy defences, attack the result, compare. VERB --help lists the options of a verb.\n\n"
         f"{verbs}\n\n"
-        "Exit codes: 0 fine, 1 refused (one line says why; LIGHTNING_PRIVACY_DEBUG=1 shows the traceback), 2 wrong usage."
+        "Exit codes: 0 fine, 1 refused (LIGHTNING_PRIVACY_DEBUG=1 adds the traceback to the reason), 2 wrong usage."
     )

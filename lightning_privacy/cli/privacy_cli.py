@@ -17,6 +17,7 @@ from lightning_privacy.cli.parser import PrivacyParser, known_keys, unknown_empt
 from lightning_privacy.cli.run_config import SaveRunConfig, choose_run_folder, derive, dump_config
 from lightning_privacy.core.registry import AUDITS, DEFENCES
 from lightning_privacy.core.run_folder import RunFolder
+from lightning_privacy.errors import PrivacyError
 
 __all__ = ["PrivacyCLI"]
 
@@ -56,9 +57,10 @@ class PrivacyCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the run's folder, and one group for each registered defence and audit."""
         parser.add_argument("--run_name", type=str | None, default=None, help="The run's folder becomes runs/RUN_NAME.")
-        parser.add_argument(
-            "--run_dir", type=str | None, default=None, help="The run's folder itself; before run_name."
-        )
+        parser.add_argument("--run_dir", type=str | None, default=None, help="The run's folder; wins over run_name.")
+        if not self._verb_runs:  # so that a run's own config.yaml, which a fit wrote, can be checked and audited
+            for name in ("ckpt_path", "weights_only"):
+                parser.add_argument(f"--{name}", type=Any, default=None, help="Of no meaning here.")
         for group, registry in (("defences", DEFENCES), ("audits", AUDITS)):
             for name, cls in registry.classes().items():
                 parser.add_subclass_arguments(cls, f"{group}.{name}", required=False, fail_untyped=False)
@@ -83,10 +85,20 @@ class PrivacyCLI(LightningCLI):
         derive(mine, self.run_folder)
         for key, value in self.trainer_overrides.items():  # here, so that nothing that is overridden gets built
             mine[f"trainer.{key}"] = value
-        self.config_init = self.parser.instantiate(complete)
+        self.config_init = self._build(complete)
         self.datamodule = self._get(self.config_init, "data")
         self.model = self._get(self.config_init, "model")
         self.trainer = self.instantiate_trainer()
+
+    def _build(self, config: Namespace) -> Namespace:
+        try:
+            return self.parser.instantiate(config)
+        except ValueError as failure:
+            # jsonargparse reports whatever a constructor raises as a failed attempt at a union's first member
+            said = failure.__cause__ or failure.__context__
+            if isinstance(said, PrivacyError):
+                raise said from None
+            raise
 
     @property
     def defences(self) -> dict[str, L.Callback]:
@@ -100,7 +112,7 @@ class PrivacyCLI(LightningCLI):
 
     def _group(self, group: str, names: list[str]) -> dict[str, L.Callback]:
         built = self._get(self.config_init, group) or {}
-        return {name: built.get(name) for name in names if built.get(name) is not None}
+        return {name: built[name] for name in names if built.get(name) is not None}
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Build the trainer with the configured callbacks, defences, audits, then the defaults."""
@@ -118,14 +130,15 @@ class PrivacyCLI(LightningCLI):
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Run the verb; a run that is refused before training starts leaves no folder behind."""
-        existed = self.run_folder.path.exists()
+        existed, refused = self.run_folder.path.exists(), True
         try:
             super()._run_subcommand(subcommand)
-        except BaseException:
-            if subcommand == "fit" and not existed and self.trainer.is_global_zero and not self.run_folder.configs():
-                _close(self.trainer)
+            refused = False
+        finally:
+            _finish_wandb(self.trainer, failed=refused)
+            nothing_began = refused and subcommand == "fit" and not existed and not self.run_folder.configs()
+            if nothing_began and self.trainer.is_global_zero:
                 shutil.rmtree(self.run_folder.path, ignore_errors=True)
-            raise
 
 
 def _import_libraries() -> None:
@@ -145,9 +158,9 @@ def _with_metrics_csv(logger: Any, run: RunFolder) -> bool | list[Logger]:
     return [*given, MetricsCSV(run.metrics)]
 
 
-def _close(trainer: L.Trainer) -> None:
+def _finish_wandb(trainer: L.Trainer, failed: bool) -> None:
+    """End the W&B runs: W&B writes until it is told to stop, and the next run of this process would continue them."""
     for logger in trainer.loggers:
-        logger.finalize("failed")
         finish = getattr(getattr(logger, "_experiment", None), "finish", None)
-        if finish is not None:  # W&B writes until it is told to stop
-            finish(exit_code=1)
+        if finish is not None:
+            finish(exit_code=int(failed))

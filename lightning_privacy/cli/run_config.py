@@ -9,7 +9,7 @@ import lightning.pytorch as L
 import yaml
 from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_privacy.core.registry import AUDITS, DEFENCES
 from lightning_privacy.core.run_folder import RunFolder, write_atomically

@@ -1,4 +1,4 @@
-"""Who needs what, who breaks it: the order of defences and every conflict among them and with the trainer, as pure functions."""
+"""The order of defences, and every conflict among them and with the trainer, as pure functions."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

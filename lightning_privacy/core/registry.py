@@ -57,7 +57,8 @@ class Registry:
         there = self._targets.get(name)
         if there is not None and _path(there) != _path(target):
             raise InputError(
-                f"{self.kind} name `{name}` is wanted by {_path(target)} and taken by {_path(there)}. Rename one of them."
+                f"{self.kind} name `{name}` is wanted by {_path(target)} and taken by {_path(there)}. Rename one of "
+                "them."
             )
         if not (isinstance(there, type) and isinstance(target, str)):
             self._targets[name] = target

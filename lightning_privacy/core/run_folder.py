@@ -1,5 +1,6 @@
 """A run is a folder: where everything of one training run lies, and how it is written and read."""
 
+import csv
 import json
 import math
 import os
@@ -10,7 +11,7 @@ from typing import Any
 from lightning_privacy.core.results import AttackResult
 from lightning_privacy.errors import InputError
 
-__all__ = ["RunFolder", "write_atomically"]
+__all__ = ["RunFolder", "read_metrics", "write_atomically"]
 
 _MEASUREMENT: dict[str, Any] = {
     "low": None,
@@ -181,6 +182,14 @@ class RunFolder:
             last.pop(key, None)
             last[key] = raw
         return list(last.values())
+
+
+def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, str]]:
+    """Return the rows of a metrics file, cells as text, empty where nothing was logged; no file, no rows."""
+    if not Path(path).is_file():
+        return []
+    with Path(path).open(encoding="utf-8", newline="") as file:
+        return [{k: v or "" for k, v in row.items() if k is not None} for row in csv.DictReader(file)]
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -137,7 +137,8 @@ def _build(
         if torch.cuda.is_initialized():
             torch.cuda.manual_seed_all(seed)
         torch.default_generator.manual_seed(seed)  # not torch.manual_seed: it also seeds GPUs that nobody has touched
-        new = factory(old)
+        with torch.device("meta" if like is not None and like.is_meta else "cpu"):
+            new = factory(old)
     if not isinstance(new, replacement):
         raise InputError(
             f"The factory returned a {type(new).__name__} where surgery asked for a {replacement.__name__}."

@@ -42,7 +42,7 @@ def divide(
     dataset: Any,
     *,
     split_seed: int,
-    fractions: Mapping[str, float],
+    fractions: Mapping[str, float | int],
     stratify: str | int | None,
     roles: Mapping[str, Sequence[int | str]] | str | Path | None,
     record_id: str | Callable[[Any, int], Any] | None,

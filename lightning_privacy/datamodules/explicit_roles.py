@@ -14,7 +14,7 @@ def explicit_roles(
     record_ids: Sequence[str],
     contents: Sequence[str],
     strata: Sequence[Hashable],
-    aux_share: float,
+    aux_share: float | int,
     seed: int,
 ) -> dict[str, list[int]]:
     """Translate given roles into dataset indices.

@@ -46,8 +46,8 @@ class MembershipSplit(L.LightningDataModule):
         inner: Datamodule whose ``train_dataloader().dataset`` is the pool. Its validation and test data are not used.
         split_seed: Seed of the roles.
         fractions: Share of the pool of ``member`` (default 0.3), ``aux_nonmember`` (0.2), ``attack_nonmember`` (0.2),
-            ``val`` (0.1) and ``holdout`` (0.2); under ``aux_member`` the share of the *members* (0.5). Roles left out
-            keep their defaults; what no role takes is not used.
+            ``val`` (0.1) and ``holdout`` (0.2); under ``aux_member`` the share of the *members* (0.5). A number above 1
+            is a number of records. Roles left out keep their defaults; what no role takes is not used.
         stratify: Key (or place in a tuple) of the item by whose value every role gets its share; ``auto`` takes
             ``label``, else ``caption``, else the integer that ends a tuple, else nothing; null for none.
         roles: Records by role (dataset indices or record ids) instead of drawing them, or the path of a ``split.json``.

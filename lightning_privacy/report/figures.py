@@ -1,6 +1,7 @@
-"""Figures of a comparison: ROC on logarithmic axes, privacy against utility, held-out loss. No pyplot, no global state."""
+"""Figures of a comparison: logarithmic ROC, privacy against utility, held-out loss. No pyplot, no global state."""
 
 import io
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,9 +11,15 @@ from lightning_privacy.report.summary import RunSummary, best_undefended
 __all__ = ["loss_figure", "privacy_utility_figure", "roc_figure", "to_svg"]
 
 # Okabe and Ito's palette: distinguishable with all common colour-vision deficiencies
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8B6914")
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8B6914", "#882255")
 _LEAST_RATE = 1e-3
-_STYLE = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25}
+_STYLE: Any = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+}
 
 
 def roc_figure(runs: Sequence[RunSummary]) -> Any | None:
@@ -22,16 +29,19 @@ def roc_figure(runs: Sequence[RunSummary]) -> Any | None:
     if not drawn:
         return None
     figure, axes = _new()
-    axes.plot([_LEAST_RATE, 1], [_LEAST_RATE, 1], color="0.6", linestyle=":", label="guessing")
+    records = max(max(a.n.values(), default=1) for _, _, a in drawn)
+    least = max(_LEAST_RATE, 10 ** math.floor(math.log10(1 / records)))  # one false alarm is the least there can be
+    axes.plot([least, 1], [least, 1], color="0.6", linestyle=":", label="guessing")
     for i, run, attack in drawn:
-        xs, ys = zip(*[(max(x, _LEAST_RATE), max(y, _LEAST_RATE)) for x, y in attack.roc], strict=True)
-        axes.plot(xs, ys, color=_colour(i), linewidth=1.6, drawstyle="steps-post", label=f"{run.name} ({attack.attack})")
-    axes.set(xscale="log", yscale="log", xlim=(_LEAST_RATE, 1), ylim=(_LEAST_RATE, 1.05))
+        xs, ys = zip(*[(max(x, least), max(y, least)) for x, y in attack.roc], strict=True)
+        name = f"{run.name} ({attack.attack})"
+        axes.plot(xs, ys, color=_colour(i, run), linewidth=1.6, drawstyle="steps-post", label=name)
+    axes.set(xscale="log", yscale="log", xlim=(least, 1), ylim=(least, 1.05))
     axes.set(xlabel="false-positive rate (non-members accused)", ylabel="true-positive rate (members found)")
-    smallest = min(min(a.n.values(), default=0) for _, _, a in drawn)
-    if smallest:
-        axes.axvspan(_LEAST_RATE, min(1.0, 10 / smallest), color="0.93", zorder=0)
-        axes.text(_LEAST_RATE * 1.15, 0.75, "fewer than 10\nfalse alarms", fontsize=7, color="0.45", va="top")
+    nonmembers = min(a.n.get("holdout", records) for _, _, a in drawn)
+    if 10 / nonmembers > least:
+        axes.axvspan(least, min(1.0, 10 / nonmembers), color="0.94", zorder=0)
+        axes.text(least * 1.06, 0.9, "fewer than 10 false alarms", fontsize=7, color="0.45", va="top")
     axes.legend(frameon=False, fontsize=8, loc="lower right")
     return figure
 
@@ -40,10 +50,10 @@ def privacy_utility_figure(runs: Sequence[RunSummary]) -> Any | None:
     """Return attack AUROC against held-out loss, with the path of the undefended run as the frontier to beat."""
     points = [(i, run, run.val_loss_at(run.steps), run.strongest()) for i, run in enumerate(runs)]
     drawn = [(i, run, loss, attack) for i, run, loss, attack in points if loss is not None and attack is not None]
-    if not drawn:
+    frontier = _frontier(runs)
+    if len(drawn) + len(frontier) < 2:
         return None
     figure, axes = _new()
-    frontier = _frontier(runs)
     if len(frontier) > 1:
         axes.plot(*zip(*frontier, strict=True), color="0.45", linestyle="--", marker=".", linewidth=1.1, zorder=1,
                   label="undefended, stopped earlier")  # fmt: skip
@@ -51,10 +61,9 @@ def privacy_utility_figure(runs: Sequence[RunSummary]) -> Any | None:
         auroc = attack.metrics["auroc"]
         low, high = (auroc.value if end is None else end for end in (auroc.low, auroc.high))
         bars = [[max(0.0, auroc.value - low)], [max(0.0, high - auroc.value)]]
-        axes.errorbar(loss, auroc.value, yerr=bars, color=_colour(i), marker=_marker(run), markersize=7, capsize=3,
+        axes.errorbar(loss, auroc.value, yerr=bars, color=_colour(i, run), marker=_marker(run), markersize=7, capsize=3,
                       linestyle="none", zorder=3, label=run.name)  # fmt: skip
-    axes.axhline(0.5, color="0.6", linestyle=":", zorder=0)
-    axes.text(1.0, 0.5, "guessing ", transform=axes.get_yaxis_transform(), fontsize=7, color="0.45", va="bottom", ha="right")
+    axes.axhline(0.5, color="0.6", linestyle=":", zorder=0, label="guessing")
     axes.set(xlabel="held-out denoising loss (lower is better)", ylabel="AUROC of the strongest attack (0.5 is best)")
     axes.annotate("better", xy=(0.02, 0.03), xytext=(0.13, 0.14), xycoords="axes fraction", fontsize=8, color="0.35",
                   arrowprops={"arrowstyle": "->", "color": "0.35"})  # fmt: skip
@@ -69,7 +78,9 @@ def loss_figure(runs: Sequence[RunSummary]) -> Any | None:
         return None
     figure, axes = _new()
     for i, run in drawn:
-        axes.plot(*zip(*sorted(run.val_loss.items()), strict=True), color=_colour(i), linewidth=1.5, label=run.name)
+        axes.plot(
+            *zip(*sorted(run.val_loss.items()), strict=True), color=_colour(i, run), linewidth=1.5, label=run.name
+        )
     axes.set(xlabel="optimizer steps", ylabel="held-out denoising loss")
     axes.legend(frameon=False, fontsize=8)
     return figure
@@ -105,8 +116,8 @@ def _new() -> tuple[Any, Any]:
         return figure, figure.add_subplot()
 
 
-def _colour(place: int) -> str:
-    return _COLOURS[place % len(_COLOURS)]
+def _colour(place: int, run: RunSummary) -> str:
+    return "0.35" if run.steps == 0 else _COLOURS[place % len(_COLOURS)]
 
 
 def _marker(run: RunSummary) -> str:

@@ -57,9 +57,8 @@ def render(runs: Sequence[RunSummary], title: str) -> str:
 
 def _figures(runs: Sequence[RunSummary]) -> list[dict[str, str]]:
     made = {
-        "Privacy against utility: below and left of the dashed line is what early stopping cannot reach": (
-            privacy_utility_figure(runs)
-        ),
+        "Privacy against utility. Dashed: the undefended run stopped earlier; to be of use, a defence must lie below "
+        "and left of it": privacy_utility_figure(runs),
         "ROC of the strongest attack, logarithmic: what matters is the left side": roc_figure(runs),
         "Held-out loss during training": loss_figure(runs),
     }
@@ -89,7 +88,7 @@ def _section(run: RunSummary) -> dict[str, Any]:
             {
                 "name": f"{m['kind']}/{m['name']}",
                 "value": "-" if m["value"] is None else f"{m['value']:.4g}",
-                "n": m["n"] or "",
+                "n": ", ".join(f"{v} {k}" for k, v in m["n"].items()) if isinstance(m["n"], dict) else m["n"] or "",
                 "step": m["step"],
                 "reason": m["reason"],
             }

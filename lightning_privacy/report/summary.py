@@ -6,9 +6,8 @@ from typing import Any
 
 import yaml
 
-from lightning_privacy.callbacks.reporting.metrics_csv import read_metrics
 from lightning_privacy.core.results import AttackResult, Metric
-from lightning_privacy.core.run_folder import RunFolder
+from lightning_privacy.core.run_folder import RunFolder, read_metrics
 
 __all__ = ["RunSummary", "best_undefended", "summarise", "untuned"]
 
@@ -58,7 +57,7 @@ class RunSummary:
         return sorted({r.step for r in self.results})
 
     def strongest(self, step: int | None = None) -> AttackResult | None:
-        """Return the strongest membership attack at a step (the last one if None), as chosen on the attacker's fit data.
+        """Return the strongest membership attack at a step (None: the last), as chosen on the attacker's fit data.
 
         Where no result says that it was chosen, the best one on fit data counts. Results without either are not
         ranked by what they reach on the evaluation records, which would choose after looking: then None.
@@ -76,8 +75,9 @@ class RunSummary:
         return next((self.val_loss[s] for s in (step, step - 1, step + 1) if s in self.val_loss), None)
 
     def measured(self, kind: str, prefix: str) -> tuple[str, Metric] | None:
-        """Return name and value of the last measurement of a kind whose name starts so."""
-        found = [m for m in self.measurements if m["kind"] == kind and m["name"].startswith(prefix)]
+        """Return name and value of the last measurement of a kind whose name starts so, controls left out."""
+        named = [m for m in self.measurements if m["kind"] == kind and m["name"].startswith(prefix)]
+        found = [m for m in named if not m["name"].endswith(("_floor", "_member"))]
         if not found:
             return None
         last = max(found, key=lambda m: m["step"])

@@ -115,7 +115,9 @@ def caveats(runs: Sequence[RunSummary]) -> list[str]:
         if attack is None:
             said.append(f"The undefended run {reference.name} was not attacked: nothing says that there is a leak.")
         elif low is None or low <= 0.5:
-            said.append(f"The undefended run {reference.name} does not measurably leak: defences can show nothing here.")
+            said.append(
+                f"The undefended run {reference.name} does not measurably leak: defences can show nothing here."
+            )
     for run in runs:
         here = [r for r in run.results if r.step == run.steps]
         if here and run.strongest() is None:
@@ -123,10 +125,19 @@ def caveats(runs: Sequence[RunSummary]) -> list[str]:
         stuck = [r.attack for r in here if not r.converged]
         if stuck:
             said.append(f"{run.name}: the attacker did not converge ({', '.join(stuck)}), so the leak may be larger.")
-        said += [f"{run.name}: {note}" for note in dict.fromkeys(n for r in here for n in r.notes)]
+    said += _notes(runs)
     if any("†" in cell for row in compare_rows(runs) for cell in row.cells):
         said.append("† too few records for this number.")
     return said
+
+
+def _notes(runs: Sequence[RunSummary]) -> list[str]:
+    """Return the notes of the last results, each once, with the runs that it is about."""
+    about: dict[str, list[str]] = {}
+    for run in runs:
+        for note in dict.fromkeys(n for r in run.results if r.step == run.steps for n in r.notes):
+            about.setdefault(note, []).append(run.name)
+    return [note if len(names) == len(runs) else f"{', '.join(names)}: {note}" for note, names in about.items()]
 
 
 def rich_table(rows: Sequence[Row]) -> Table:

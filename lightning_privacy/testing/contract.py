@@ -49,6 +49,16 @@ def _fit(case: DefenceCase, folder: Folder, defence: Any = None, *more: L.Callba
     return fit(folder, case.module(), case.data(BATCH), callbacks, **options)
 
 
+def _load(case: DefenceCase, path: Folder) -> dict[str, Any]:
+    try:
+        return torch.load(path, weights_only=True, map_location="cpu")
+    except pickle.UnpicklingError as refusal:
+        raise AssertionError(
+            f"A checkpoint of `{case.name}` does not load with weights_only=True: its state holds more than tensors and "
+            f"plain values ({str(refusal).splitlines()[0]})."
+        ) from refusal
+
+
 def check_trains(case: DefenceCase, folder: Folder) -> None:
     """It trains a module that has nothing but the protocols it asks for, and what is trained moves and stays finite."""
     before = {k: v.clone() for k, v in case.module().state_dict().items()}
@@ -68,12 +78,13 @@ def check_zero_strength(case: DefenceCase, folder: Folder) -> None:
     differ = compare(idle.weights, undefended.weights, "weights")
     expect(not differ, f"`{case.name}` at {dict(case.zero_kwargs)} is not undefended training: {differ[:3]}.")
     differ = compare(idle.random_state, undefended.random_state, "random state")
-    expect(not differ, f"`{case.name}` draws from the global random state: a user's run changes with it ({differ[:1]}).")
+    expect(
+        not differ, f"`{case.name}` draws from the global random state: a user's run changes with it ({differ[:1]})."
+    )
 
 
 def check_resume(case: DefenceCase, folder: Folder) -> None:
     """Interrupted and resumed equals uninterrupted: weights, optimizers, and the state of every callback."""
-
     every = {"every_n_train_steps": 1} if case.exact_in_epoch else {"every_n_epochs": 1}
     checkpoints = Path(folder, "checkpoints")
 
@@ -81,7 +92,7 @@ def check_resume(case: DefenceCase, folder: Folder) -> None:
         saver = ModelCheckpoint(checkpoints, "{step}", save_top_k=-1, **every)
         fitted = _fit(case, folder, case.build(), saver, max_epochs=2, enable_checkpointing=True, **options)
         last = fitted.trainer.global_step
-        return last, torch.load(checkpoints / f"step={last}.ckpt", weights_only=True, map_location="cpu")
+        return last, _load(case, checkpoints / f"step={last}.ckpt")
 
     last, through = run()
     half = last // 2 + 1 if case.exact_in_epoch else last // 2
@@ -98,13 +109,14 @@ def check_checkpoint(case: DefenceCase, folder: Folder) -> None:
     for weights_only in (False, True):
         saver = ModelCheckpoint(Path(folder, str(weights_only)), "x", save_weights_only=weights_only)
         fitted = _fit(case, folder, case.build(), saver, enable_checkpointing=True)
-        saved = torch.load(saver.best_model_path, weights_only=True)
-        expect(case.name in saved.get(KEY, {}).get("defences", {}), f"`{case.name}` is not in the checkpoint's manifest.")
+        saved = _load(case, saver.best_model_path)
+        expect(
+            case.name in saved.get(KEY, {}).get("defences", {}), f"`{case.name}` is not in the checkpoint's manifest."
+        )
         if not weights_only:
             after = Path(folder, "after.ckpt")
             fitted.trainer.save_checkpoint(after)
-            saved = torch.load(after, weights_only=True)
-            expect(KEY in saved, f"`{case.name}`: a checkpoint saved after `fit` has no manifest.")
+            expect(KEY in _load(case, after), f"`{case.name}`: a checkpoint saved after `fit` has no manifest.")
 
 
 def check_bf16(case: DefenceCase, folder: Folder) -> None:
@@ -173,7 +185,9 @@ def check_frees_memory(case: DefenceCase, folder: Folder) -> None:
 
 def check_trainer_options(case: DefenceCase, folder: Folder) -> None:
     """It works with ``fast_dev_run``, ``limit_train_batches`` and accumulation (or says why not)."""
-    expect(_fit(case, folder, case.build(), fast_dev_run=True).trainer.global_step == 1, "fast_dev_run took other steps.")
+    expect(
+        _fit(case, folder, case.build(), fast_dev_run=True).trainer.global_step == 1, "fast_dev_run took other steps."
+    )
     limited = _fit(case, folder, case.build(), limit_train_batches=2)
     expect(limited.trainer.global_step == 2, f"`{case.name}` with limit_train_batches=2 took other steps.")
     try:

@@ -46,7 +46,10 @@ def check_audit_leaves_run_alone(case: AuditCase, folder: Path | str) -> None:
         ("modes", *({n: m.training for n, m in f.module.named_modules()} for f in (watched, alone))),
         ("random states", watched.random_state, alone.random_state),
         ("attributes of the module", *(sorted(f.module.__dict__) for f in (watched, alone))),
-        ("gradients asked for", *({n: p.requires_grad for n, p in f.module.named_parameters()} for f in (watched, alone))),
+        (
+            "gradients asked for",
+            *({n: p.requires_grad for n, p in f.module.named_parameters()} for f in (watched, alone)),
+        ),
     ):
         differ = compare(one, other)
         expect(not differ, f"The audit `{case.name}` changed {what} of the run: {differ[:3]}.")

@@ -117,7 +117,9 @@ def check_arguments_round_trip(case: DefenceCase, folder: Path | str) -> None:
     built = parser.instantiate(parsed).defence
     expect(plain_init_args(built) == plain, f"`{case.name}` built from YAML has other arguments than written.")
     dumped = parser.dump(parsed)
-    expect(parser.dump(parser.parse_string(dumped)) == dumped, f"The YAML of `{case.name}` changes when read and written.")
+    expect(
+        parser.dump(parser.parse_string(dumped)) == dumped, f"The YAML of `{case.name}` changes when read and written."
+    )
 
 
 def check_card(case: DefenceCase, folder: Path | str) -> None:

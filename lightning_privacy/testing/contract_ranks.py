@@ -25,7 +25,7 @@ def check_ranks(case: DefenceCase, folder: Path | str, pool: RankPool) -> None:
     differ = compare(here, there)
     expect(not differ, f"`{case.name}`: the two ranks differ after an epoch: {differ[:5]}.")
     if case.world_invariant:
-        alone = _fit(case, folder, BATCH)
+        alone = _fit(case, folder, BATCH, case.build(**{k: 2 * getattr(case.build(), k) for k in case.per_process}))
         differ = compare(here["weights"], alone["weights"], "weights", RELATIVE)
         expect(not differ, f"`{case.name}`: two processes are not one process on the same global batch: {differ[:5]}.")
 
@@ -37,10 +37,9 @@ def fit_on_rank(case: DefenceCase, folder: str) -> dict[str, Any]:
         case: The defence.
         folder: Root folder.
     """
-    return _fit(case, folder, BATCH // 2, strategy="ddp", devices=2)
+    return _fit(case, folder, BATCH // 2, case.build(), strategy="ddp", devices=2)
 
 
-def _fit(case: DefenceCase, folder: Path | str, batch_size: int, **options: Any) -> dict[str, Any]:
-    defence = case.build()
+def _fit(case: DefenceCase, folder: Path | str, batch_size: int, defence: Any, **options: Any) -> dict[str, Any]:
     fitted = fit(folder, case.module(), case.data(batch_size), [defence], **options)
     return {"weights": fitted.weights, "state": defence.state_dict(), "steps": fitted.trainer.global_step}

@@ -114,9 +114,9 @@ def fit(
 
 
 def random_state() -> list[Any]:
-    """Return all global random states of this process."""
+    """Return the global random states of torch and numpy; not Python's own, from which a run-time type checker draws."""
     name, keys, *rest = np.random.get_state(legacy=True)  # noqa: NPY002
-    return [torch.get_rng_state(), random.getstate(), name, torch.from_numpy(np.asarray(keys)), rest]
+    return [torch.get_rng_state(), name, torch.from_numpy(np.asarray(keys)), rest]
 
 
 def state_of(checkpoint: Mapping[str, Any]) -> dict[str, Any]:

@@ -44,7 +44,7 @@ class RankPool:
         [0, 1]
     """
 
-    def __init__(self, size: int = 2, timeout: float = 60.0, start_timeout: float = 120.0) -> None:
+    def __init__(self, size: int = 2, timeout: float = 60.0, start_timeout: float = 300.0) -> None:
         self.size, self.timeout, self.start_timeout = size, timeout, start_timeout
         self._workers: list[tuple[Any, Connection]] = []
         self._folder: tempfile.TemporaryDirectory[str] | None = None

@@ -34,7 +34,9 @@ def split_images(batch_size: int = 8) -> L.LightningDataModule:
     from lightning_privacy.datamodules.membership_split import MembershipSplit
 
     inner = ToyImages(n=96, size=8, batch_size=batch_size)
-    return MembershipSplit(inner, fractions={"member": 1 / 3, "aux_nonmember": 1 / 6, "attack_nonmember": 1 / 6, "val": 1 / 12})
+    return MembershipSplit(
+        inner, fractions={"member": 1 / 3, "aux_nonmember": 1 / 6, "attack_nonmember": 1 / 6, "val": 1 / 12}
+    )
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,7 @@ class DefenceCase:
             strength switches the defence off.
         module: Makes the module.
         data: Makes the datamodule from the batch size a process.
+        per_process: Arguments that count per process: one process gets twice what each of two gets.
         world_invariant: Whether one and two processes on the same global batch must agree.
         exact_in_epoch: Whether the module and data resume exactly in the middle of an epoch.
     """
@@ -57,6 +60,7 @@ class DefenceCase:
     zero_kwargs: Mapping[str, Any] | None = None
     module: Callable[[], L.LightningModule] = TinyDenoiser
     data: Callable[[int], L.LightningDataModule] = split_images
+    per_process: tuple[str, ...] = ()
     world_invariant: bool = True
     exact_in_epoch: bool = True
 
@@ -96,7 +100,9 @@ class AuditCase:
 DUMMIES: dict[str, DefenceCase] = {
     case.name: case
     for case in (
-        DefenceCase(dummies.ObjectiveDummy, {}, {"strength": 0.0}, ProtocolRegressor, plain_images, world_invariant=False),
+        DefenceCase(
+            dummies.ObjectiveDummy, {}, {"strength": 0.0}, ProtocolRegressor, plain_images, world_invariant=False
+        ),
         DefenceCase(dummies.SurgeryDummy, {}, None, PlainRegressor, plain_images),
         DefenceCase(dummies.GradientDummy, {}, {"factor": 1.0}, PlainRegressor, plain_images),
         DefenceCase(dummies.PostStepDummy, {}, {"bound": 1e9}, TinyDenoiser, plain_images),
@@ -107,7 +113,12 @@ DUMMIES: dict[str, DefenceCase] = {
 def _smp_lora() -> DefenceCase:
     from lightning_privacy.callbacks.smp_lora.callback import SMPLoRA
 
-    return DefenceCase(SMPLoRA, {"strength": 0.5, "aux_batch_size": 4, "hidden": (8,)}, {"strength": 0.0, "delta": 0.0})
+    return DefenceCase(
+        SMPLoRA,
+        {"strength": 0.5, "aux_batch_size": 4, "hidden": (8,)},
+        zero_kwargs={"strength": 0.0, "delta": 0.0},
+        per_process=("aux_batch_size",),
+    )
 
 
 DEFENCES: dict[str, Callable[[], DefenceCase]] = {

@@ -59,6 +59,8 @@ def random_stable_diffusion(
         "set_alpha_to_one": False,
         "steps_offset": 1,
         "prediction_type": prediction_type,
+        "clip_sample": False,
+        "skip_prk_steps": True,
     }
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.manual_seed(seed)
@@ -96,9 +98,9 @@ def random_stable_diffusion(
                 attention_head_dim=2,
                 norm_num_groups=8,
             ),
-            scheduler=hub.PNDMScheduler(**noise, skip_prk_steps=True)
-            if scheduler == "pndm"
-            else hub.DDIMScheduler(**noise, clip_sample=False),
+            # From a config, as PNDM's constructor has no `clip_sample`, which Stable Diffusion v1.5's file carries for
+            # the sake of other samplers.
+            scheduler={"pndm": hub.PNDMScheduler, "ddim": hub.DDIMScheduler}[scheduler].from_config(noise),
             safety_checker=None,
             feature_extractor=None,
             requires_safety_checker=False,

@@ -37,7 +37,9 @@ class PlainRegressor(L.LightningModule):
             torch.manual_seed(seed)
             self.encoder, self.decoder = nn.Linear(half, width), nn.Linear(width, half)
 
-    def predict_lower(self, batch: Mapping[str, Any]) -> tuple[Float[Tensor, "batch half"], Float[Tensor, "batch half"]]:
+    def predict_lower(
+        self, batch: Mapping[str, Any]
+    ) -> tuple[Float[Tensor, "batch half"], Float[Tensor, "batch half"]]:
         """Return the prediction and the truth."""
         upper, lower = batch["image"].flatten(2).chunk(2, dim=2)
         return self.decoder(torch.tanh(self.encoder(upper.flatten(1)))), lower.flatten(1)
@@ -70,7 +72,9 @@ class ProtocolRegressor(PlainRegressor):
         self.adapter, self._adapted = nn.Linear(width, 3 * size * size // 2, bias=False), True
         nn.init.zeros_(self.adapter.weight)
 
-    def predict_lower(self, batch: Mapping[str, Any]) -> tuple[Float[Tensor, "batch half"], Float[Tensor, "batch half"]]:
+    def predict_lower(
+        self, batch: Mapping[str, Any]
+    ) -> tuple[Float[Tensor, "batch half"], Float[Tensor, "batch half"]]:
         """Return the prediction, with the adapter where it is on, and the truth."""
         upper, lower = batch["image"].flatten(2).chunk(2, dim=2)
         hidden = torch.tanh(self.encoder(upper.flatten(1)))
@@ -147,7 +151,9 @@ class TinyDenoiser(L.LightningModule):
     def training_draw(self, batch: Mapping[str, Any]) -> Draw:
         """Draw by (seed, step, record)."""
         draws = [
-            self.sample_draw({"image": batch["image"][i : i + 1]}, seeded_generator(self.seed, self.global_step, int(r)))
+            self.sample_draw(
+                {"image": batch["image"][i : i + 1]}, seeded_generator(self.seed, self.global_step, int(r))
+            )
             for i, r in enumerate(batch["record"])
         ]
         return Draw(

@@ -3,12 +3,12 @@ import random
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from lightning_privacy.attacks.membership.averaged_loss import AveragedLoss
-from lightning_privacy.callbacks.audits.draw_plan import DEFAULT_TIMESTEPS, DrawPlan
+from lightning_privacy.callbacks.audits.draw_plan import DrawPlan
 from lightning_privacy.callbacks.audits.signals import available_signals, compute_signals, pooled_map
-from lightning_privacy.errors import MissingProtocolError, SplitError
+from lightning_privacy.callbacks.audits.untouched import untouched
+from lightning_privacy.errors import InputError, MissingProtocolError, SplitError
 from lightning_privacy.protocols import Draw
 
 EVERYTHING = {"loss", "reference_loss", "error_map", "reference_error_map"}
@@ -16,7 +16,8 @@ PLAN = DrawPlan((100, 500), 2, 3)
 
 
 def random_states():
-    return torch.get_rng_state(), random.getstate(), str(np.random.get_state())  # noqa: NPY002
+    # Python's own is looked at apart: beartype draws from it at every check of a container.
+    return torch.get_rng_state().tolist(), str(np.random.get_state())  # noqa: NPY002
 
 
 def test_shapes_order_and_values(diffusion, split):
@@ -73,10 +74,19 @@ def test_nothing_is_left_behind(diffusion, split):
     compute_signals(diffusion, split, ["holdout"], EVERYTHING, plan=PLAN)
     assert [m.training for m in diffusion.modules()] == modes
     assert all(torch.equal(v, state[k]) for k, v in diffusion.state_dict().items())
-    after = random_states()
-    assert torch.equal(before[0], after[0])
-    assert before[1:] == after[1:]
+    assert random_states() == before
     assert all(p.grad is None for p in diffusion.parameters())
+
+
+def test_every_random_stream_comes_back(diffusion):
+    context = untouched(diffusion)
+    before = random.getstate(), random_states()
+    with context:
+        random.random()
+        np.random.rand()  # noqa: NPY002
+        torch.rand(3)
+        assert not torch.is_grad_enabled()
+    assert (random.getstate(), random_states()) == before
 
 
 def test_an_error_inside_restores_the_mode(diffusion, split):
@@ -101,20 +111,15 @@ def test_a_deterministic_classifier_has_one_draw(classifier, split):
 
 
 def test_a_module_that_draws_by_itself_is_pinned(diffusion, split):
-    def error(module, batch, draw):
-        assert draw is None
-        return module.per_sample_error(batch)
-
-    foreign = nn.Module.__new__(type("Foreign", (type(diffusion),), {"sample_draw": None}))
-    foreign.__dict__.update(diffusion.__dict__)
-    foreign.sample_draw = None
+    diffusion.sample_draw = None
 
     def own(module, batch, draw):
+        assert draw is None
         noise = torch.randn_like(batch["image"])
         return (module.tuned(batch["image"]) - noise).square()
 
     first, second = (
-        compute_signals(foreign, split, ["holdout"], {"loss", "reference_loss"}, plan=PLAN, error_fn=own)["holdout"]
+        compute_signals(diffusion, split, ["holdout"], {"loss", "reference_loss"}, plan=PLAN, error_fn=own)["holdout"]
         for _ in range(2)
     )
     assert first.loss.shape == (10, 4)
@@ -149,5 +154,17 @@ def test_pooling():
     assert pooled_map(torch.ones(2)).shape == (2, 1)
     halves = torch.cat([torch.zeros(1, 1, 8, 16), torch.ones(1, 1, 8, 16)], 2)
     assert pooled_map(halves).tolist() == [[0.0] * 32 + [1.0] * 32]
-    assert len(DEFAULT_TIMESTEPS) == 10
-    assert (DEFAULT_TIMESTEPS[0], DEFAULT_TIMESTEPS[-1]) == (50, 950)
+
+
+def test_default_timesteps_follow_the_schedule(diffusion, split):
+    batch = next(iter(split.loader("val")))
+    diffusion.register_buffer("alphas_cumprod", torch.ones(1000), persistent=False)
+    assert DrawPlan().fit_to(diffusion, batch).timesteps == tuple(range(50, 951, 100))
+    diffusion.alphas_cumprod = torch.ones(100)
+    assert DrawPlan().fit_to(diffusion, batch).timesteps == tuple(range(5, 96, 10))
+    with pytest.raises(InputError, match=r"\[5, 100\].*100 steps"):
+        DrawPlan((5, 100)).fit_to(diffusion, batch)
+    del diffusion.alphas_cumprod
+    guessed = DrawPlan().fit_to(diffusion, batch).timesteps
+    assert len(guessed) == 10
+    assert max(abs(a - b) for a, b in zip(guessed, range(50, 951, 100), strict=True)) < 60

@@ -1,3 +1,5 @@
+import itertools
+
 import lightning.pytorch as L
 import pytest
 import torch
@@ -101,7 +103,7 @@ def test_strength_grows_geometrically(monkeypatch):
     fit(TinyDenoiser(), split_images(), SMPLoRA(strength=0.1, strength_end=10.0, **SMALL))
     assert seen[0] == pytest.approx(0.1)
     assert seen[-1] == pytest.approx(10.0)
-    ratios = [b / a for a, b in zip(seen, seen[1:], strict=False)]
+    ratios = [b / a for a, b in itertools.pairwise(seen)]
     assert ratios == pytest.approx([ratios[0]] * len(ratios))
 
 

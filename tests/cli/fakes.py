@@ -105,6 +105,8 @@ class Louder(Defence):
     slots = frozenset({Slot.OBJECTIVE})
 
     def __init__(self, factor: float = 2.0, tone: str = "high") -> None:
+        if tone not in ("high", "low"):
+            raise InputError(f"Louder: `tone` is {tone}; it must be high or low.")
         self.factor, self.tone = factor, tone
 
     def objective(self, step):

@@ -73,15 +73,13 @@ def test_a_defence_without_a_card_is_named(run, workspace):
     assert code == 1 and "no defence `nothing`" in err
 
 
-def test_the_tiny_model_is_found_or_named():
-    from lightning_privacy.errors import InputError
-
-    try:
-        folder = resources.tiny_stable_diffusion()
-    except InputError as missing:
-        assert "pretrain_tiny_sd" in str(missing)
-    else:
-        assert any(folder.rglob("*.safetensors"))
+def test_a_missing_tiny_model_is_named_with_its_remedy(monkeypatch, tmp_path):
+    monkeypatch.setattr(resources, "_PACKAGE", tmp_path)
+    with pytest.raises(Exception, match="pretrain_tiny_sd"):
+        resources.tiny_stable_diffusion()
+    (tmp_path / "assets/tiny_sd/unet").mkdir(parents=True)
+    (tmp_path / "assets/tiny_sd/unet/diffusion_pytorch_model.safetensors").write_bytes(b"")
+    assert resources.tiny_stable_diffusion() == tmp_path / "assets/tiny_sd"
 
 
 def test_resources_prefer_the_installed_package(monkeypatch, tmp_path):

@@ -6,8 +6,7 @@ import pytest
 import torch
 import yaml
 
-from lightning_privacy.callbacks.reporting.metrics_csv import read_metrics
-from lightning_privacy.core.run_folder import RunFolder
+from lightning_privacy.core.run_folder import RunFolder, read_metrics
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*num_workers.*:UserWarning"),
@@ -148,6 +147,13 @@ def test_a_refusal_is_one_line_and_leaves_nothing(run, recipe, workspace, monkey
     monkeypatch.setenv("LIGHTNING_PRIVACY_DEBUG", "1")
     with pytest.raises(Exception, match="weights are missing"):
         run("fit", "--config", recipe, "--model.missing", "true")
+
+
+def test_what_a_constructor_refuses_is_one_line(run, recipe, workspace):
+    code, _, err = run("fit", "--config", recipe, "--defences.louder.tone", "shrill")
+    assert code == 1
+    assert err.splitlines()[-1] == "error: Louder: `tone` is shrill; it must be high or low."
+    assert not (workspace / "runs").exists()
 
 
 def test_conflicting_defences_leave_nothing(run, recipe, workspace):

@@ -13,7 +13,7 @@ from lightning_privacy.testing.fitting import fit
 from lightning_privacy.testing.settings import DUMMIES, split_images
 from lightning_privacy.testing.tiny_modules import TinyDenoiser
 
-CASES = {**{name: None for name in defence_names()}, **DUMMIES}
+CASES = {**dict.fromkeys(defence_names()), **DUMMIES}
 PAIRS = list(combinations(sorted(CASES), 2))
 
 

@@ -10,8 +10,11 @@ from lightning_privacy.errors import InputError
 
 
 def result(attack="loss", step=3, value=0.6, **more):
-    return AttackResult("membership", attack, "loss queries", 0, "ab" * 32, {"member": 4, "holdout": 4},
-                        {"auroc": Metric(value, 0.4, 0.8)}, step=step, roc=((0.0, 0.0), (1.0, 1.0)), **more)  # fmt: skip
+    metrics, counts = {"auroc": Metric(value, 0.4, 0.8)}, {"member": 4, "holdout": 4}
+    points = ((0.0, 0.0), (1.0, 1.0))
+    return AttackResult(
+        "membership", attack, "loss queries", 0, "ab" * 32, counts, metrics, step=step, roc=points, **more
+    )
 
 
 def test_results_come_back_as_they_were(tmp_path):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from torch.utils.data import ConcatDataset, Subset, TensorDataset
@@ -20,6 +20,7 @@ plain = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(plain, plain)
 def test_digest_tells_values_apart(a, b):
     # repr tells 1 from True and from "1"; dicts compare without order.
@@ -76,19 +77,19 @@ class Noisy(TensorDataset):
 class RareFlip(TensorDataset):
     def __getitem__(self, index):
         (x,) = super().__getitem__(index)
-        return (x.flip(0) if torch.rand(()) < 0.02 else x,)
+        return (x.flip(0) if torch.rand(()) < 0.1 else x,)
 
 
 @pytest.mark.parametrize("kind", [Noisy, RareFlip])
 def test_random_augmentation_asks_for_record_id(kind):
-    data = kind(torch.arange(600.0).view(300, 2))
+    data = kind(torch.arange(120.0).view(60, 2))
     before = torch.get_rng_state()
-    with pytest.raises(SplitError, match="Two reads of record .* differ.*Pass `record_id`"):
+    with pytest.raises(SplitError, match=r"Two reads of record .* differ.*Pass `record_id`"):
         read_identities(data)
     assert torch.equal(before, torch.get_rng_state())
     ids, contents, name = read_identities(data, lambda dataset, index: float(dataset.tensors[0][index].sum()))
     assert ids == contents
-    assert len(set(ids)) == 300
+    assert len(set(ids)) == 60
     assert "lambda" in name
 
 

@@ -21,6 +21,7 @@ from lightning_privacy.errors import SplitError
 DISJOINT = [role for role in ROLES if role != "aux_member"]
 
 
+@settings(deadline=None)
 @given(
     sizes=st.lists(st.integers(0, 12), max_size=30),
     weights=st.lists(st.integers(0, 9), min_size=2, max_size=6).filter(any),
@@ -39,7 +40,7 @@ def test_apportion_is_exact_to_less_than_one_record(sizes, weights):
     labels=st.integers(1, 5),
     seed=st.integers(0, 5),
 )
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 def test_no_content_has_two_roles_and_order_does_not_matter(contents, labels, seed):
     strata = [int(content) % labels for content in contents]
     fractions = resolve_fractions(None)
@@ -86,6 +87,7 @@ def test_seeds_vary_the_split_and_every_record_can_be_a_member():
         ({"member": 0.5}, "sum to 1.2"),
         ({"membr": 0.3}, "unknown roles .'membr'."),
         ({"val": -0.1}, "must lie in"),
+        ({"val": 1.5}, "whole numbers of records"),
         ({"val": float("nan")}, "must lie in"),
         ({"member": 0}, "nothing would be trained on"),
     ],
@@ -95,6 +97,16 @@ def test_wrong_fractions(fractions, match):
         resolve_fractions(fractions)
 
 
+def test_numbers_above_one_are_counts():
+    contents = [str(i) for i in range(96)]
+    given = {"member": 32, "aux_member": 12, "aux_nonmember": 16, "attack_nonmember": 16, "val": 8}
+    roles = assign_roles(contents, [0] * 96, fractions := resolve_fractions(given), 0)
+    check_roles(roles, contents, fractions)
+    assert {role: len(roles[role]) for role in given} == given
+    with pytest.raises(SplitError, match=r"sum to 1\.2.* of the records.*90 distinct"):
+        assign_roles([str(i) for i in range(90)], [0] * 90, {**fractions, "holdout": 36}, 0)
+
+
 def test_decimal_fractions_that_sum_to_one_are_accepted():
     resolve_fractions({"member": 0.1, "aux_nonmember": 0.2, "attack_nonmember": 0.3, "val": 0.15, "holdout": 0.25})
 
@@ -102,7 +114,7 @@ def test_decimal_fractions_that_sum_to_one_are_accepted():
 def test_empty_role_names_role_and_count():
     contents = ["a", "b", "c"]
     roles = assign_roles(contents, [0] * 3, resolve_fractions(None), 0)
-    with pytest.raises(SplitError, match=r"`aux_member` \(0 records.*of 3 records"):
+    with pytest.raises(SplitError, match=r"`val` \(0 records\), .* of 3 records"):
         check_roles(roles, contents, resolve_fractions(None))
     fractions = resolve_fractions({"val": 0, "holdout": 0.3, "member": 0.3})
     roles = assign_roles([str(i) for i in range(40)], [0] * 40, fractions, 0)

@@ -309,3 +309,37 @@ def test_bad_batches_are_one_clear_error(build, batch):
         module.per_sample_error({"image": batch["image"]})
     with pytest.raises(InputError, match="sample_draw"):
         module.per_sample_error(batch, Draw())
+
+
+def test_adapters_start_on_the_cpu_whatever_the_device_context(build, tiny_folder):
+    module = StableDiffusionLoRA(str(tiny_folder), rank=4)
+    with torch.device("meta"):  # Lightning enters the accelerator's context around `configure_model`
+        module.configure_model()
+    assert {p.device.type for p in module.parameters()} == {"cpu"}
+    pairs = zip(module.state_dict().items(), build().state_dict().items(), strict=True)
+    assert all(k == m and torch.equal(v, w) for (k, v), (m, w) in pairs)
+
+
+def test_compiling_is_in_place_and_keeps_names(build):
+    module = build(compile_unet=True)
+    assert module.unet._compiled_call_impl is not None and build().unet._compiled_call_impl is None
+    assert module.state_dict().keys() == build().state_dict().keys()
+
+
+def test_the_command_line_knows_every_argument_and_the_optimizer_defaults():
+    import inspect
+
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser()
+    parser.add_class_arguments(StableDiffusionLoRA, "model")
+    text = " ".join(parser.format_help().split())
+    for name in list(inspect.signature(StableDiffusionLoRA.__init__).parameters)[1:]:
+        assert f"--model.{name}" in text
+    assert "more rank, more capacity and more memorisation" in text and "advanced every step" in text
+    config = parser.parse_args(["--model.optimizer.lr=0.002", "--model.target_modules=[to_q]", "--model.alpha=3"])
+    assert config.model.optimizer.init_args.weight_decay == 0.01
+    module = parser.instantiate(config).model
+    assert (module.target_modules, module.alpha, module.rank) == (["to_q"], 3.0, 32)
+    for twin in (module, pickle.loads(pickle.dumps(module))):
+        assert twin.optimizer([torch.nn.Parameter(torch.zeros(1))]).param_groups[0]["lr"] == 0.002

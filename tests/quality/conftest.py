@@ -113,7 +113,7 @@ class ToyDiffusion(L.LightningModule):
         return loss
 
     def validation_step(self, batch, batch_idx):
-        self.log("val/loss", self.per_sample_error(batch).mean())
+        self.log("val/loss", self.per_sample_error(batch).mean(), batch_size=len(batch["record"]))
 
     def configure_optimizers(self):
         return torch.optim.SGD([p for p in self.parameters() if p.requires_grad], lr=0.01)
@@ -135,6 +135,9 @@ class ToyClassifier(L.LightningModule):
 
     def training_step(self, batch, batch_idx):
         return self.per_sample_error(batch).mean()
+
+    def validation_step(self, batch, batch_idx):
+        self.log("val/loss", self.per_sample_error(batch).mean(), batch_size=len(batch["record"]))
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), lr=0.1)

@@ -44,6 +44,8 @@ class HPrime:
     requires = frozenset({"error_map"})
     access = "model weights (error maps)"
     learns = True
+    folds = 3
+    """A network is fitted anew in every fold of its cross-validation: fewer than the usual five."""
 
     def __init__(
         self,
@@ -52,7 +54,7 @@ class HPrime:
         learning_rate: float = 1e-3,  # the paper's 1e-5 needs thousands of epochs on tens of records
         weight_decay: float = 1e-4,  # released code
         batch_size: int = 256,
-        patience: int = 15,
+        patience: int = 8,
         max_epochs: int = 300,
         validation_share: float = 0.25,
     ) -> None:

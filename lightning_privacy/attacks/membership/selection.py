@@ -71,7 +71,7 @@ def fit_attack(
         members: Signals of records known to be members (``aux_member``).
         nonmembers: Signals of records known not to be (``attack_nonmember``).
         seed: Seed of the fit and of the folds.
-        folds: At most so many.
+        folds: At most so many; an attack that is dear to fit may set a lower bound as its attribute ``folds``.
 
     Raises:
         InputError: fewer than four records on a side.
@@ -82,7 +82,7 @@ def fit_attack(
             f"The attack `{attack.name}` has {sizes[0]} members and {sizes[1]} non-members to fit on, but needs at "
             "least 4 of each; enlarge `aux_member` and `attack_nonmember` of the split."
         )
-    folds = min(folds, *(size // 2 for size in sizes))
+    folds = min(folds, getattr(attack, "folds", folds), *(size // 2 for size in sizes))
     labels = torch.tensor([1] * sizes[0] + [0] * sizes[1])
     fold = stratified_folds(labels, folds, seeded_generator(seed, "membership folds"))
     fold_of = (fold[: sizes[0]], fold[sizes[0] :])

@@ -37,7 +37,8 @@ class MembershipAudit(L.Callback):
         every_n_epochs: Audit at the end of every so many epochs too.
         at_end: Audit when training ends.
         draws: Noises at each timestep.
-        timesteps: Diffusion steps at which errors are measured; ten from 50 to 950 if not given.
+        timesteps: Diffusion steps at which errors are measured; ten over the module's
+            schedule (50 to 950 of 1000) if not given.
         seed: Seed of draws, attackers and bootstrap.
         bootstrap: Resamples behind each 95 % interval.
         batch_size: Records at once; the datamodule's own if not given.
@@ -142,6 +143,10 @@ class MembershipAudit(L.Callback):
             for result in self.last_results:
                 folder.append_result(result)
         return self.last_results
+
+    def result_names(self, trainer: L.Trainer, module: L.LightningModule) -> set[str]:
+        """Return the names of the attacks that `audit` would run."""
+        return {attack.name for attack in self._chosen(trainer, module)[0]}
 
     def _chosen(self, trainer: L.Trainer, module: Any) -> tuple[list[MembershipAttack], tuple[str, ...]]:
         chosen = choose_attacks(self.attacks, module, self.error_fn)

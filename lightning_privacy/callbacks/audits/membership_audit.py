@@ -99,7 +99,7 @@ def audit_membership(
         module: The audited module.
         split: The set-up `MembershipSplit` it was trained with.
         attacks: Names and objects (such as a defence's adaptive attacks); None for all that the module allows.
-        timesteps: Diffusion steps of the fixed draws; ten from 50 to 950 if None.
+        timesteps: Diffusion steps of the fixed draws; ten over the module's schedule if None.
         draws: Noises at each timestep.
         seed: Of draws, fits, folds and bootstrap.
         bootstrap: Resamples behind each interval.

@@ -17,7 +17,6 @@ from lightning_privacy.core.import_path import import_object
 from lightning_privacy.core.ranks import world_size
 from lightning_privacy.core.results import Signals
 from lightning_privacy.errors import MissingProtocolError, SplitError
-from lightning_privacy.protocols import HasPerSampleError, HasReference
 
 __all__ = ["ErrorFunction", "ReferenceCache", "available_signals", "compute_signals", "missing_signals", "pooled_map"]
 
@@ -38,9 +37,9 @@ _SNIPPET = """    def per_sample_error(self, batch, draw=None):
 def available_signals(module: Any, error_fn: ErrorFunction | str | None = None) -> set[str]:
     """Return the fields of `Signals` that a module can give."""
     found: set[str] = set()
-    if error_fn is not None or isinstance(module, HasPerSampleError):
+    if error_fn is not None or callable(getattr(module, "per_sample_error", None)):
         found |= set(_FROM_ERROR)
-        if isinstance(module, HasReference):
+        if callable(getattr(module, "reference", None)):
             found |= set(_FROM_ERROR.values())
     if callable(getattr(module, "logits", None)):
         found |= {"logits", "labels"}
@@ -145,19 +144,18 @@ class _Observer:
             ids = every_id[seen : seen + _length(batch)]
             seen += _length(batch)
             batch_records(batch, ids, role)
+            if not self.fitted:  # on every rank, by the same batch
+                self.plan, self.fitted = self.fitted_plan(on_device(self.module, batch), ids), True
             if len(ids) == _length(batch) and number % world_size() == rank():
                 parts[number] = self.batch(on_device(self.module, batch), ids)
         if seen != len(indices):
             raise SplitError(f"The loader of the role `{role}` yields {seen} records, but the role has {len(indices)}.")
         rows = gather_parts(parts)
         fields = {name: torch.cat([row[name] for row in rows]) for name in (rows[0] if rows else {})}
-        draws = next((v.shape[1] for k, v in fields.items() if k in ("loss", "error_map")), 0)
-        schedule = self.plan.schedule() if self.plan.timesteps and not draws_itself(self.module) else None
-        return Signals(every_id, timesteps=schedule if draws else None, **fields)
+        schedule = None if draws_itself(self.module) else self.plan.schedule()
+        return Signals(every_id, timesteps=schedule, **fields)
 
     def batch(self, batch: Any, ids: tuple[str, ...]) -> dict[str, Tensor]:
-        if not self.fitted:
-            self.plan, self.fitted = self.fitted_plan(batch, ids), True
         out: dict[str, Tensor] = {}
         if self.requires & set(_FROM_ERROR):
             out |= self.errors(batch, ids, set(_FROM_ERROR) & self.requires)
@@ -173,8 +171,10 @@ class _Observer:
         return out
 
     def fitted_plan(self, batch: Any, ids: tuple[str, ...]) -> DrawPlan:
+        if not self.requires & ALL_ERRORS:
+            return self.plan
         plan = self.plan.fit_to(self.module, batch)
-        if not draws_itself(self.module) or len(plan) == 1 or not self.requires & ALL_ERRORS:
+        if not draws_itself(self.module) or len(plan) == 1:
             return plan
         # A module that draws by itself and gives the same error under two seeds has no randomness.
         self.plan = replace(plan, timesteps=(), per_timestep=2)

@@ -89,15 +89,17 @@ class ImageQuality(L.Callback):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Find out now, not after hours, what is missing."""
-        if stage != "fit":
-            return
+        if stage == "fit":
+            self._real, self._measured_step = {}, None
+            self._prepare(trainer, pl_module)
+
+    def _prepare(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not isinstance(pl_module, GeneratesImages):
             raise MissingProtocolError(
                 f"ImageQuality needs `{type(pl_module).__name__}.generate(prompts, *, seed) -> pictures in [0, 1]`. "
                 "Add it to the module, or remove ImageQuality."
             )
         check_roles(find_split(trainer, "ImageQuality"), self._roles(), "ImageQuality")
-        self._real, self._measured_step = {}, None
         with torch.random.fork_rng(devices=[]):  # building layers draws their initial values
             for name in dict.fromkeys(METRICS[m][0] for m in self.metrics):
                 if name not in self._extractors:
@@ -108,20 +110,20 @@ class ImageQuality(L.Callback):
         epoch = trainer.current_epoch + 1
         if self.every_n_epochs is None or epoch % self.every_n_epochs or trainer.sanity_checking:
             return
-        values = _logged(self.measure(trainer, pl_module, epoch))
+        values = _logged(self.audit(trainer, pl_module, epoch))
         pl_module.log_dict(values, on_step=False, on_epoch=True, sync_dist=True)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Measure the final model, unless the last epoch's measurement was of the same weights."""
         if not self.at_end or self._measured_step == trainer.global_step:
             return
-        values = _logged(self.measure(trainer, pl_module, trainer.current_epoch))
+        values = _logged(self.audit(trainer, pl_module, trainer.current_epoch))
         # `log` is closed by now.
         trainer.callback_metrics.update({name: torch.tensor(value) for name, value in values.items()})
         for logger in trainer.loggers:
             logger.log_metrics(values, step=trainer.global_step)
 
-    def measure(self, trainer: L.Trainer, module: L.LightningModule, epoch: int) -> list[dict[str, Any]]:
+    def audit(self, trainer: L.Trainer, module: L.LightningModule, epoch: int) -> list[dict[str, Any]]:
         """Generate, measure and append to the run's folder now; every rank must call.
 
         Args:
@@ -132,6 +134,7 @@ class ImageQuality(L.Callback):
         Returns:
             The lines of ``measurements.jsonl``.
         """
+        self._prepare(trainer, module)
         split = find_split(trainer, "ImageQuality")
         with untouched(module):
             for role in self._roles():
@@ -162,6 +165,11 @@ class ImageQuality(L.Callback):
                 folder.append_measurement(line)
             self._show(trainer, generated, epoch)
         return lines
+
+    def result_names(self, trainer: L.Trainer, module: L.LightningModule) -> set[str]:
+        """Return the names of the lines that `audit` would write."""
+        suffixes = ["", "_member", "_floor"] if self.member_role else [""]
+        return {metric + suffix for metric in self.metrics for suffix in suffixes}
 
     def _roles(self) -> list[str]:
         return [self.real_role, *([self.member_role] if self.member_role else [])]

@@ -8,12 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from lightning_privacy.core.run_folder import write_atomically
+from lightning_privacy.core.run_folder import read_metrics, write_atomically
 
-__all__ = ["MetricsCSV", "read_metrics"]
+__all__ = ["MetricsCSV"]
 
 
 class MetricsCSV(Logger):
@@ -69,11 +69,3 @@ class MetricsCSV(Logger):
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerows(rows)
         return text.getvalue()
-
-
-def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, str]]:
-    """Return the rows of a metrics file, cells as text, empty where nothing was logged; no file, no rows."""
-    if not Path(path).is_file():
-        return []
-    with Path(path).open(encoding="utf-8", newline="") as file:
-        return [{k: v or "" for k, v in row.items() if k is not None} for row in csv.DictReader(file)]

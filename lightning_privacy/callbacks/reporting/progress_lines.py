@@ -6,7 +6,7 @@ from typing import Any, TextIO
 
 import lightning.pytorch as L
 import torch
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 
 __all__ = ["ProgressLines", "duration"]
@@ -68,11 +68,8 @@ class ProgressLines(L.Callback):
         loss = outputs["loss"] if isinstance(outputs, dict) else outputs
         if isinstance(loss, torch.Tensor) and loss.numel() == 1:
             parts.append(f"loss {loss.item():.4g}")
-        parts += [
-            f"{name} {float(value):.4g}"
-            for name, value in trainer.callback_metrics.items()
-            if name.startswith("val/loss")
-        ]
+        seen = {name: value for name, value in trainer.callback_metrics.items() if name.startswith("val/loss")}
+        parts += [f"{name} {float(value):.4g}" for name, value in seen.items()]
         parts.append(f"{speed:.2f} it/s")
         if total:
             parts.append(f"left {duration((total - trainer.global_step) / max(speed, 1e-9))}")

@@ -1,6 +1,7 @@
 """Keeps what a run is about in its folder: the split record when training starts, the adapter when it ends."""
 
 import json
+from typing import Any
 
 import lightning.pytorch as L
 
@@ -19,7 +20,7 @@ class RunFiles(L.Callback):
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the split record, on rank zero."""
-        datamodule = getattr(trainer, "datamodule", None)
+        datamodule: Any = getattr(trainer, "datamodule", None)
         if not hasattr(datamodule, "write_split"):
             return
         run = RunFolder(trainer.default_root_dir)
@@ -37,5 +38,6 @@ class RunFiles(L.Callback):
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Export the adapter, on rank zero."""
-        if trainer.is_global_zero and hasattr(pl_module, "save_adapter"):
-            pl_module.save_adapter(RunFolder(trainer.default_root_dir).adapter)
+        save: Any = getattr(pl_module, "save_adapter", None)
+        if trainer.is_global_zero and save is not None:
+            save(RunFolder(trainer.default_root_dir).adapter)

@@ -1,4 +1,4 @@
-"""What W&B shows beside the scalars: pictures, ROC curves on logarithmic axes, the defences and versions in the config."""
+"""What W&B shows beside the scalars: pictures, logarithmic ROC curves, defences and versions in the config."""
 
 import math
 from importlib.metadata import PackageNotFoundError, version

@@ -1,5 +1,6 @@
 """The SMP-LoRA defence: says when the mathematics of `functional` is applied in a training run."""
 
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, Self
 
 import lightning.pytorch as L
@@ -66,7 +67,7 @@ class SMPLoRA(Defence):
     name: ClassVar[str] = "smp_lora"
     slots: ClassVar[frozenset[Slot]] = frozenset({Slot.OBJECTIVE, Slot.POST_STEP})
     adaptive_attacks: ClassVar[tuple[str, ...]] = ("lightning_privacy.callbacks.smp_lora.attack:ProxyAwareAttack",)
-    remedies: ClassVar[dict[Property, str]] = {
+    remedies: ClassVar[Mapping[Property, str]] = {
         Property.PER_SAMPLE_SEPARABLE: "Use `ratio: per_sample`, under which one member changes no other member's term.",
     }
     requires = frozenset(
@@ -115,7 +116,8 @@ class SMPLoRA(Defence):
             raise InputError("SMPLoRA: a geometric schedule needs `strength` and `strength_end` above 0.")
         super().__init__()
         self.strength, self.mode, self.delta, self.strength_end = strength, mode, delta, strength_end
-        self.gain, self.proxy, self.memory, self.replay = gain, proxy, memory, replay
+        self.gain, self.memory, self.replay = gain, memory, replay
+        self.proxy: ProxyInput = proxy
         self.shared_forward, self.order, self.ratio = shared_forward, order, ratio
         self.aux_batch_size, self.draws = aux_batch_size, draws
         self.hidden, self.dropout, self.lr, self.weight_decay = tuple(hidden), dropout, lr, weight_decay

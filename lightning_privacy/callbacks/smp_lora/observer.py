@@ -1,4 +1,4 @@
-"""How the defence sees the model's errors: on the training batch, on its own auxiliary batches, and before fine-tuning."""
+"""How the defence sees the model's errors, on any batch, now and before fine-tuning."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -88,7 +88,7 @@ def reference_context(module: L.LightningModule) -> AbstractContextManager[Any]:
     Raises:
         MissingProtocolError: the module has no ``reference()``.
     """
-    found = getattr(module, "reference", None)
+    found: Any = getattr(module, "reference", None)
     if not callable(found):
         raise MissingProtocolError(
             f"The proxy input `calibrated` compares with the model before fine-tuning, but {type(module).__name__} has no "

@@ -1,5 +1,6 @@
 """The proxy attacker h: what it reads of an error, and the network that reads it."""
 
+import itertools
 from typing import Literal
 
 import torch
@@ -33,7 +34,7 @@ class ProxyMLP(nn.Module):
         super().__init__()
         self.in_features, self.dropout = in_features, dropout
         widths = [in_features, *hidden]
-        self.hidden = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True))
+        self.hidden = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(widths))
         self.out = nn.Linear(widths[-1], 1)
 
     def forward(

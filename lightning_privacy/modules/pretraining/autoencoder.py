@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import lightning.pytorch as L
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL
 from jaxtyping import Float
 from torch import Tensor
 
@@ -47,7 +47,8 @@ class AutoencoderPretraining(L.LightningModule):
         super().__init__()
         self.export, self.lr, self.perceptual, self.kl = Path(export), lr, perceptual, kl
         self.schedule_steps = schedule_steps
-        self.vae = AutoencoderKL(
+        hub: Any = diffusers  # its constructors are typed for a single block
+        self.vae: Any = hub.AutoencoderKL(
             down_block_types=("DownEncoderBlock2D",) * 4,
             up_block_types=("UpDecoderBlock2D",) * 4,
             block_out_channels=block_out_channels,
@@ -58,12 +59,12 @@ class AutoencoderPretraining(L.LightningModule):
         )
         self.features = EfficientNetLite0()
 
-    def feature_distance(
-        self, x: Float[Tensor, "batch 3 h w"], y: Float[Tensor, "batch 3 h w"]
-    ) -> Float[Tensor, ""]:
+    def feature_distance(self, x: Float[Tensor, "batch 3 h w"], y: Float[Tensor, "batch 3 h w"]) -> Float[Tensor, ""]:
         """Return the mean L1 distance of channel-normalised feature maps, averaged over stages."""
         pairs = zip(self.features.maps(x), self.features.maps(y), strict=True)
-        return torch.stack([(F.normalize(a, dim=1) - F.normalize(b, dim=1)).abs().sum(1).mean() for a, b in pairs]).mean()
+        return torch.stack(
+            [(F.normalize(a, dim=1) - F.normalize(b, dim=1)).abs().sum(1).mean() for a, b in pairs]
+        ).mean()
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Reconstruct a batch."""
@@ -92,8 +93,7 @@ class AutoencoderPretraining(L.LightningModule):
         if not self.trainer.is_global_zero:
             return
         loader = self.trainer.datamodule.train_dataloader()  # pyright: ignore[reportAttributeAccessIssue]
-        latents = torch.cat(
-            [self.vae.encode(b["image"].to(self.device) * 2 - 1).latent_dist.mode() for b, _ in zip(loader, range(32))]
-        )
+        some = [batch["image"].to(self.device) for batch, _ in zip(loader, range(32), strict=False)]
+        latents = torch.cat([self.vae.encode(x * 2 - 1).latent_dist.mode() for x in some])
         self.vae.register_to_config(scaling_factor=round(1 / float(latents.std()), 5))
         self.vae.half().save_pretrained(self.export / "vae")

@@ -3,17 +3,21 @@
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import lightning.pytorch as L
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+import transformers
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformers import CLIPTextConfig, CLIPTextModel
 
 from lightning_privacy.core.randomness import seeded_generator
 from lightning_privacy.modules.pretraining.schedule import warm_cosine
 from lightning_privacy.modules.stable_diffusion.tiny_tokenizer import build_tokenizer
+
+# Any: these libraries' constructors are typed for one block and one scheduler class.
+hub: Any = diffusers
+text: Any = transformers
 
 CAPTIONS = ["a photo of a person", "a photo of a face", "a picture", *(f"a photo of person {n}" for n in range(1, 41))]
 
@@ -34,6 +38,7 @@ class DiffusionPretraining(L.LightningModule):
         batch_size: Latents a step.
         caption_dropout: Share of captions replaced by the empty one, for classifier-free guidance.
         lr: Peak learning rate of AdamW.
+        schedule_steps: Length of the learning-rate schedule in steps; the trainer's length if not given.
         dropout: Dropout inside the UNet's residual blocks, against over-fitting a few hundred pictures.
     """
 
@@ -48,14 +53,17 @@ class DiffusionPretraining(L.LightningModule):
         caption_dropout: float = 0.1,
         lr: float = 1e-3,
         dropout: float = 0.05,
+        schedule_steps: int | None = None,
     ) -> None:
         super().__init__()
         self.export, self.bank, self.batch_size = Path(export), bank, batch_size
-        self.caption_dropout, self.lr = caption_dropout, lr
-        self.vae = AutoencoderKL.from_pretrained(autoencoder, torch_dtype=torch.float32).eval().requires_grad_(False)
+        self.caption_dropout, self.lr, self.schedule_steps = caption_dropout, lr, schedule_steps
+        self.vae: Any = (
+            hub.AutoencoderKL.from_pretrained(autoencoder, torch_dtype=torch.float32).eval().requires_grad_(False)
+        )
         self.tokenizer = build_tokenizer(CAPTIONS)
-        self.text_encoder = CLIPTextModel(
-            CLIPTextConfig(
+        self.text_encoder = text.CLIPTextModel(
+            text.CLIPTextConfig(
                 vocab_size=len(self.tokenizer),
                 hidden_size=text_width,
                 intermediate_size=2 * text_width,
@@ -67,7 +75,7 @@ class DiffusionPretraining(L.LightningModule):
                 pad_token_id=self.tokenizer.pad_token_id,
             )
         )
-        self.unet = UNet2DConditionModel(
+        self.unet = hub.UNet2DConditionModel(
             sample_size=8,
             block_out_channels=block_out_channels,
             down_block_types=("CrossAttnDownBlock2D",) * 2,
@@ -78,7 +86,7 @@ class DiffusionPretraining(L.LightningModule):
             attention_head_dim=8,
             dropout=dropout,
         )
-        self.scheduler = DDIMScheduler(
+        self.scheduler = hub.DDIMScheduler(
             beta_start=0.00085,
             beta_end=0.012,
             beta_schedule="scaled_linear",
@@ -109,8 +117,8 @@ class DiffusionPretraining(L.LightningModule):
 
     def _loss(self, z: Tensor, tokens: Tensor, t: Tensor, noise: Tensor) -> Float[Tensor, " batch"]:
         noisy = self.scheduler.add_noise(z, noise, t)
-        text = self.text_encoder(tokens.to(self.device)).last_hidden_state
-        return F.mse_loss(self.unet(noisy, t, text).sample.float(), noise, reduction="none").flatten(1).mean(1)
+        states = self.text_encoder(tokens.to(self.device)).last_hidden_state
+        return F.mse_loss(self.unet(noisy, t, states).sample.float(), noise, reduction="none").flatten(1).mean(1)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Denoise latents from the bank; the loader's batch only sets the length of an epoch."""
@@ -137,20 +145,20 @@ class DiffusionPretraining(L.LightningModule):
         """AdamW with a cosine schedule over the whole training."""
         trained = [*self.unet.parameters(), *self.text_encoder.parameters()]
         optimizer = torch.optim.AdamW(trained, lr=self.lr, weight_decay=1e-2)
-        return warm_cosine(optimizer, int(self.trainer.estimated_stepping_batches))
+        return warm_cosine(optimizer, self.schedule_steps or int(self.trainer.estimated_stepping_batches))
 
     def on_fit_end(self) -> None:
         """Export the pipeline."""
         if not self.trainer.is_global_zero:
             return
-        pipeline = StableDiffusionPipeline(
+        pipeline = hub.StableDiffusionPipeline(
             vae=self.vae,
             text_encoder=self.text_encoder,
             tokenizer=self.tokenizer,
             unet=self.unet,
             scheduler=self.scheduler,
-            safety_checker=None,  # pyright: ignore[reportArgumentType]
-            feature_extractor=None,  # pyright: ignore[reportArgumentType]
+            safety_checker=None,
+            feature_extractor=None,
             requires_safety_checker=False,
         )
         pipeline.unet.register_to_config(dropout=0.0)

@@ -18,6 +18,7 @@ class AdapterFiles(L.LightningModule):
     # Set by the class this is a part of.
     unet: Any
     text_encoder: Any
+    scheduler: Any
     rank: int
     alpha: float
     text_encoder_rank: int
@@ -37,6 +38,7 @@ class AdapterFiles(L.LightningModule):
             "text_encoder_rank": self.text_encoder_rank,
             "text_encoder_alpha": self.text_encoder_alpha,
             "base_model": self.base_fingerprint,
+            "prediction_type": self.scheduler.config.prediction_type,
         }
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

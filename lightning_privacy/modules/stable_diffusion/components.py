@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers.loaders.single_file_utils import SingleFileComponentError
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
@@ -151,11 +152,12 @@ def load_components(pretrained: str, config: str | None = None) -> Components:
     elif not path.is_file() and not HUB_ID.fullmatch(pretrained):
         raise InputError(f"There is no file or folder {pretrained} (current folder: {os.getcwd()}). {REMEDY}")
     try:
-        if path.is_file():
-            parts = _from_file(path, config)
-        else:
-            parts = _from_folder_or_hub(str(path) if path.is_dir() else pretrained)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        parts = (
+            _from_file(path, config)
+            if path.is_file()
+            else _from_folder_or_hub(str(path) if path.is_dir() else pretrained)
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, SingleFileComponentError) as error:
         what = f"{'the folder' if path.is_dir() else 'the hub model'} {pretrained}"
         if path.is_file():
             architecture = config or "the hub, unless `pretrained_config` names a folder"
@@ -165,7 +167,7 @@ def load_components(pretrained: str, config: str | None = None) -> Components:
     channels, expected = parts.vae.config.latent_channels, parts.unet.config.in_channels
     if channels != expected:
         raise InputError(
-            f"The UNet of {pretrained} takes {expected} channels, but its autoencoder makes {channels}: an inpainting or "
-            "depth model cannot be fine-tuned here. Take the text-to-image model of the same family."
+            f"The UNet of {pretrained} takes {expected} channels, but its autoencoder makes {channels}: an inpainting "
+            "or depth model cannot be fine-tuned here. Take the text-to-image model of the same family."
         )
     return parts

@@ -1,0 +1,144 @@
+"""Every shipped YAML goes through the real command line: parsed, checked, and run where it is small enough."""
+
+import subprocess
+
+import pytest
+import yaml
+
+from lightning_privacy import resources
+from lightning_privacy.cli.main import main
+
+RECIPES = {path.stem: path for path in sorted(resources.recipes_folder().glob("*.yaml"))}
+FRAGMENTS = {
+    str(path.relative_to(resources.configs_folder())): path
+    for path in sorted(resources.configs_folder().rglob("*.yaml"))
+}
+SCRIPTS = sorted(resources.configs_folder().rglob("*.sbatch"))
+BASE = RECIPES["smp_lora_faces"]
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:(transformers|diffusers|peft|wandb|timm).*"),
+]
+
+
+def check(*configs, options=()):
+    return main(["check", *(a for c in configs for a in ("--config", str(c))), *options])
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_checks_without_data_weights_or_gpu(name, capsys, tmp_path):
+    assert check(RECIPES[name]) == 0, capsys.readouterr().err
+    out = capsys.readouterr().out
+    assert yaml.safe_load(RECIPES[name].read_text())["model"]["class_path"] in out
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", FRAGMENTS)
+def test_every_fragment_combines_with_a_recipe(name, capsys):
+    assert check(BASE, FRAGMENTS[name]) == 0, capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", [*RECIPES, *FRAGMENTS])
+def test_every_file_says_what_it_is_and_how_it_is_run(name):
+    path = RECIPES.get(name) or FRAGMENTS[name]
+    head = [line for line in path.read_text().splitlines() if line.startswith("#")]
+    assert head and len(head[0]) > 15
+    if name in RECIPES:
+        assert any("lightning-privacy fit --config" in line for line in head)
+        assert head[0].startswith(f"# recipes/{name}.yaml: ")
+
+
+def test_a_misspelt_key_in_a_recipe_would_be_found(tmp_path, capsys):
+    raw = yaml.safe_load(BASE.read_text())
+    raw["defences"]["smp_lora"]["strenght"] = 10
+    (tmp_path / "wrong.yaml").write_text(yaml.safe_dump(raw))
+    with pytest.raises(SystemExit) as leaving:
+        check(tmp_path / "wrong.yaml")
+    assert leaving.value.code == 2
+    assert "`defences.smp_lora.strenght`" in capsys.readouterr().err
+
+
+def settings(*configs, options=()):
+    from lightning_privacy.cli.check import _ANY_LAPTOP
+    from lightning_privacy.cli.privacy_cli import PrivacyCLI
+
+    args = [a for c in configs for a in ("--config", str(c))]
+    return PrivacyCLI([*args, *options], run=False, trainer_overrides=_ANY_LAPTOP)
+
+
+def test_fragments_are_the_settings_that_they_name():
+    from lightning_privacy.callbacks import SMPLoRA
+
+    def defence(name):
+        return settings(BASE, FRAGMENTS[f"defences/{name}.yaml"]).defences["smp_lora"].init_args
+
+    assert defence("smp_lora_paper") == SMPLoRA.paper().init_args
+    assert defence("mp_lora_paper") == SMPLoRA.paper(mode="mp").init_args
+    assert defence("smp_lora_released") == SMPLoRA.released().init_args
+    assert defence("smp_lora") == SMPLoRA().init_args
+    assert settings(RECIPES["smp_lora_sd15"]).defences["smp_lora"].init_args == SMPLoRA.paper().init_args
+    # a fragment of ours must also undo a recipe's paper settings
+    undone = settings(RECIPES["smp_lora_sd15"], FRAGMENTS["defences/smp_lora.yaml"]).defences["smp_lora"].init_args
+    assert undone == SMPLoRA().init_args
+    assert settings(BASE, FRAGMENTS["defences/none.yaml"]).defences == {}
+    assert settings(BASE, FRAGMENTS["defences/smp_lora_paper.yaml"]).model.rank == 64
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda p: p.name)
+def test_batch_scripts_are_valid_shell_and_their_options_exist(path):
+    assert subprocess.run(["bash", "-n", str(path)], check=False).returncode == 0
+    text = path.read_text()
+    assert "srun lightning-privacy fit" in text and "--ckpt_path last" in text and "#SBATCH --requeue" in text
+    run = "".join(line for line in text.splitlines(keepends=True) if not line.startswith("#"))
+    keys = [w.removeprefix("--") for w in run.split() if w.startswith("--") and "." in w]
+    assert keys
+    cli = settings(BASE)
+    for key in keys:
+        assert key in cli.config, key
+
+
+ON_TOYS = {
+    # recipes made small enough for a test: the tiny model, few pictures, one process on the CPU
+    "smp_lora_faces": ["--data.inner.people", "21-30", "--model.pictures_every_n_epochs", "0"],
+    "smp_lora_sd15": [
+        *("--config", str(FRAGMENTS["trainer/cpu.yaml"]), "--config", str(FRAGMENTS["data/faces.yaml"])),
+        *("--model.pretrained", "tiny", "--model.text_encoder_rank", "4", "--data.inner.people", "21-30"),
+    ],
+    "pretrain_tiny_autoencoder": ["--data.samples_per_epoch", "32"],
+    "pretrain_tiny_sd": [
+        *("--data.samples_per_epoch", "32", "--model.bank", "64"),
+        *("--model.autoencoder", str(resources.tiny_stable_diffusion() / "vae")),
+    ],
+}
+NEEDS_MORE_THAN_A_TEST = {
+    "trainer/ddp.yaml": "GPUs",
+    "trainer/single_gpu.yaml": "a GPU",
+    "trainer/ddp_cpu.yaml": "starts this program again as its second rank",
+    "logger/wandb_online.yaml": "an account",
+    "data/image_caption_folder.yaml": "the user's pictures",
+    "model/sd15_lora.yaml": "4 GB of weights",
+}
+
+
+def rehearse(*configs, options=()):
+    configs = [*configs, FRAGMENTS["trainer/debug.yaml"]]
+    return main(["fit", *(a for c in configs for a in ("--config", str(c))), *options])
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_rehearses_on_toys(name, capsys):
+    assert rehearse(RECIPES[name], options=ON_TOYS[name]) == 0, capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", [f for f in FRAGMENTS if f not in NEEDS_MORE_THAN_A_TEST])
+def test_every_fragment_rehearses_on_toys(name, capsys):
+    assert rehearse(BASE, FRAGMENTS[name], options=ON_TOYS["smp_lora_faces"]) == 0, capsys.readouterr().err
+
+
+def test_what_is_not_rehearsed_exists():
+    assert set(NEEDS_MORE_THAN_A_TEST) <= set(FRAGMENTS) and set(ON_TOYS) == set(RECIPES)
