@@ -1,7 +1,8 @@
-"""All callbacks: defences, audits, quality, reporting. Importing this package imports none of them."""
+"""All callbacks: defences, audits, quality, reporting. Importing this package registers names and imports no class."""
 
 from typing import TYPE_CHECKING
 
+from lightning_privacy.core.registry import register_audit, register_defence
 from lightning_privacy.lazy import lazy_names
 
 if TYPE_CHECKING:
@@ -16,3 +17,8 @@ _WHERE = {
 }
 __all__ = ["ImageQuality", "MembershipAudit", "SMPLoRA"]
 __getattr__, __dir__ = lazy_names(__name__, _WHERE)
+
+register_defence("smp_lora", "lightning_privacy.callbacks.smp_lora.callback:SMPLoRA")
+
+register_audit("membership", "lightning_privacy.callbacks.audits.membership:MembershipAudit")
+register_audit("quality", "lightning_privacy.callbacks.quality.image_quality:ImageQuality")

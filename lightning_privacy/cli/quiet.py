@@ -18,6 +18,8 @@ _NOISE: tuple[tuple[str, type[Warning]], ...] = (
     (r"The '\w+_dataloader' does not have many workers", UserWarning),
     # a GPU in the machine of someone who asked for `accelerator: cpu`
     (r"GPU available but not used", UserWarning),
+    # the summary's estimate of megabytes; the table itself is right
+    (r"Precision .* is not supported by the model summary", UserWarning),
     # an epoch of a small fine-tune has fewer batches than Lightning's default logging interval; lines still come
     (r"The number of training batches \(\d+\) is smaller than the logging interval", UserWarning),
 )

@@ -42,7 +42,9 @@ class _Watch(L.Callback):
         self.defence, self.stepped, self.model = defence, 0, set[int]()
         self._watched: set[int] = set()
 
-    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         self.model = {id(p) for p in pl_module.parameters()}
         for learner in side_learners(self.defence):  # some are built at the first step
             if id(learner) not in self._watched:

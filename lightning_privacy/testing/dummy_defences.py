@@ -1,5 +1,6 @@
 """One defence a slot, for tests of the core; they defend against nothing and are not registered."""
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import lightning.pytorch as L
@@ -131,7 +132,9 @@ class PostStepDummy(Defence):
     name: ClassVar[str] = "post_step_dummy"
     slots: ClassVar[frozenset[Slot]] = frozenset({Slot.POST_STEP})
     requires = frozenset({Property.PLAIN_GRADIENTS})
-    remedies: ClassVar[dict[Property, str]] = {Property.PLAIN_GRADIENTS: "Bounds need plain gradients; leave one out."}
+    remedies: ClassVar[Mapping[Property, str]] = {
+        Property.PLAIN_GRADIENTS: "Bounds need plain gradients; leave one out."
+    }
 
     def __init__(self, bound: float = 0.05) -> None:
         super().__init__()

@@ -44,7 +44,7 @@ class RankPool:
         [0, 1]
     """
 
-    def __init__(self, size: int = 2, timeout: float = 60.0, start_timeout: float = 300.0) -> None:
+    def __init__(self, size: int = 2, timeout: float | int = 60, start_timeout: float | int = 300) -> None:
         self.size, self.timeout, self.start_timeout = size, timeout, start_timeout
         self._workers: list[tuple[Any, Connection]] = []
         self._folder: tempfile.TemporaryDirectory[str] | None = None
@@ -79,6 +79,7 @@ class RankPool:
 
     def close(self) -> None:
         """End the processes."""
+        atexit.unregister(self.close)
         workers, self._workers = self._workers, []
         for _, pipe in workers:
             with suppress(OSError):
@@ -106,16 +107,17 @@ class RankPool:
         atexit.register(self.close)
         self._collect("the start", self.start_timeout)
 
-    def _collect(self, what: str, timeout: float) -> list[Any]:
+    def _collect(self, what: str, timeout: float | int) -> list[Any]:
         results: dict[int, Any] = {}
         failures: dict[int, str] = {}
         deadline = time.monotonic() + timeout
         pending = {pipe: rank for rank, (_, pipe) in enumerate(self._workers)}
         while pending and (left := deadline - time.monotonic()) > 0:
-            for pipe in wait_for(list(pending), left):
-                rank = pending.pop(pipe)  # pyright: ignore[reportArgumentType]  # wait returns what it was given
+            ready = wait_for(list(pending), left)
+            for pipe in [p for p in pending if p in ready]:
+                rank = pending.pop(pipe)
                 try:
-                    ok, value = pipe.recv()  # pyright: ignore[reportAttributeAccessIssue]
+                    ok, value = pipe.recv()
                 except (EOFError, OSError):
                     ok, value = False, f"the process died (exit code {self._workers[rank][0].exitcode})"
                 (results if ok else failures)[rank] = value

@@ -1,3 +1,4 @@
+import pytest
 import torch
 
 from lightning_privacy.callbacks.audits.membership import MembershipAudit
@@ -34,6 +35,8 @@ def test_roles_of_the_real_split_are_read_in_order():
     assert set(role_indices(split, "eval_member")) | set(split.roles["aux_member"]) == set(split.roles["member"])
 
 
+# Lightning's OptimizerCallable is a `typing.Callable`, which beartype finds old-fashioned.
+@pytest.mark.filterwarnings("ignore:.*deprecated by PEP 585")
 def test_stable_diffusion_with_adapters(tmp_path):
     from lightning_privacy.modules.latent_diffusion import StableDiffusionLoRA
     from lightning_privacy.testing.tiny_diffusion import random_stable_diffusion

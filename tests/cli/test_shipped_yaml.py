@@ -97,9 +97,7 @@ def test_batch_scripts_are_valid_shell_and_their_options_exist(path):
     run = "".join(line for line in text.splitlines(keepends=True) if not line.startswith("#"))
     keys = [w.removeprefix("--") for w in run.split() if w.startswith("--") and "." in w]
     assert keys
-    cli = settings(BASE)
-    for key in keys:
-        assert key in cli.config, key
+    settings(BASE, options=[word for key in keys for word in (f"--{key}", "1")])  # refuses what does not exist
 
 
 ON_TOYS = {

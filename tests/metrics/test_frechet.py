@@ -107,7 +107,7 @@ def test_kernel_distance_equals_torchmetrics_kid():
 
 def test_kernel_distance_is_unbiased_and_its_error_is_right():
     values, errors = [], []
-    for seed in range(300):
+    for seed in range(150):
         generator = torch.Generator().manual_seed(seed)
         a = torch.randn(40, 3, generator=generator)
         b = torch.randn(25, 3, generator=generator) + 0.7
@@ -117,8 +117,8 @@ def test_kernel_distance_is_unbiased_and_its_error_is_right():
     big = torch.Generator().manual_seed(0)
     truth, _ = kernel_distance(torch.randn(2000, 3, generator=big), torch.randn(2000, 3, generator=big) + 0.7)
     spread = float(torch.tensor(values).std())
-    assert sum(values) / 300 == pytest.approx(truth, abs=4 * spread / 300**0.5 + 0.03)
-    assert float(torch.tensor(errors).mean()) == pytest.approx(spread, rel=0.3)
+    assert sum(values) / 150 == pytest.approx(truth, abs=4 * spread / 150**0.5 + 0.03)
+    assert float(torch.tensor(errors).mean()) == pytest.approx(spread, rel=0.35)
 
 
 def test_bad_feature_sets_are_refused():
