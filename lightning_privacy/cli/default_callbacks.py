@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar
 from lightning_privacy.callbacks.reporting.non_finite import StopOnNonFinite
 from lightning_privacy.callbacks.reporting.progress_lines import ProgressLines
 from lightning_privacy.callbacks.reporting.run_files import RunFiles
+from lightning_privacy.callbacks.reporting.starting_loss import StartingLoss
 from lightning_privacy.callbacks.reporting.step_time import StepTime
 from lightning_privacy.callbacks.reporting.wandb_charts import WandbCharts
 from lightning_privacy.callbacks.reporting.wandb_run_id import PersistWandbId
@@ -59,7 +60,7 @@ def default_callbacks(trainer: dict[str, Any], given: Sequence[Callback], run: R
             trainer["enable_progress_bar"] = False
     if trainer.get("fast_dev_run"):  # a rehearsal: nothing is kept
         return added
-    added += [RunFiles(), StepTime(), WandbCharts(), PersistWandbId()]
+    added += [RunFiles(), StartingLoss(), StepTime(), WandbCharts(), PersistWandbId()]
     wants = trainer.get("enable_checkpointing") is not False
     if wants and not any(isinstance(c, ModelCheckpoint) for c in given):
         # One file, rewritten every epoch, that `ckpt_path: last` finds. Not by save_last: with save_top_k=0 Lightning

@@ -1,4 +1,5 @@
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,23 @@ def velocity_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return random_stable_diffusion(
         tmp_path_factory.mktemp("sd-v"), factor=2, prediction_type="v_prediction", scheduler="ddim"
     )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_loading() -> Iterator[None]:
+    """Read each random model from disk once and copy it afterwards; reading itself is tested in test_sd_loading."""
+    from lightning_privacy.modules.stable_diffusion import components
+
+    load, seen = components.load_components, {}
+
+    def load_once(pretrained: str, config: str | None = None) -> Any:
+        if pretrained not in seen:
+            seen[pretrained] = load(pretrained, config)
+        return copy.deepcopy(seen[pretrained])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(components, "load_components", load_once)
+        yield
 
 
 @pytest.fixture

@@ -148,12 +148,18 @@ def test_a_checkpoint_holds_adapters_only_and_loads_safely(make, tmp_path):
         trainer(tmp_path, max_epochs=2).fit(make(), Data(), ckpt_path=tmp_path / "a.ckpt")
 
 
+@pytest.fixture(scope="module")
+def saved(tiny_folder, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("saved")
+    run = trainer(folder, max_steps=1, limit_val_batches=0)
+    run.fit(StableDiffusionLoRA(str(tiny_folder), rank=2), Data())
+    run.save_checkpoint(folder / "a.ckpt")
+    return folder / "a.ckpt"
+
+
 @pytest.mark.parametrize("change", ["lost", "extra", "other base", "other target"])
-def test_a_checkpoint_that_does_not_fit_is_refused(make, tmp_path, change, velocity_folder):
-    run = trainer(tmp_path)
-    run.fit(make(), Data())
-    run.save_checkpoint(tmp_path / "a.ckpt")
-    checkpoint = torch.load(tmp_path / "a.ckpt", weights_only=True)
+def test_a_checkpoint_that_does_not_fit_is_refused(make, saved, tmp_path, change, velocity_folder):
+    checkpoint = torch.load(saved, weights_only=True)
     if change == "lost":
         checkpoint["state_dict"].pop(next(iter(checkpoint["state_dict"])))
     if change == "extra":
