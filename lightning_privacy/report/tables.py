@@ -113,10 +113,10 @@ def caveats(runs: Sequence[RunSummary]) -> list[str]:
         attack = reference.strongest()
         low = attack.metrics["auroc"].low if attack else None
         if attack is None:
-            said.append(f"The undefended run {reference.name} was not attacked: nothing says that there is a leak.")
+            said.append(f"The undefended run ({reference.name}) was not attacked: nothing says that there is a leak.")
         elif low is None or low <= 0.5:
             said.append(
-                f"The undefended run {reference.name} does not measurably leak: defences can show nothing here."
+                f"The undefended run ({reference.name}) does not measurably leak: defences can show nothing here."
             )
     for run in runs:
         here = [r for r in run.results if r.step == run.steps]

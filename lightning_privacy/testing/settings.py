@@ -127,7 +127,7 @@ DEFENCES: dict[str, Callable[[], DefenceCase]] = {
 """By registered name; functions, so that only the defence under test is imported."""
 
 AUDITS: dict[str, AuditCase] = {
-    "membership": AuditCase("membership"),
-    "quality": AuditCase("quality", writes=("measurements.jsonl",)),
+    "membership": AuditCase("membership", {"every_n_epochs": 1, "draws": 1, "bootstrap": 50}),
+    "quality": AuditCase("quality", {"every_n_epochs": 1, "n": 12, "grid": 4}, writes=("measurements.jsonl",)),
 }
 """By registered name."""
