@@ -127,11 +127,14 @@ def check_manifest(
 def plain_init_args(defence: Defence) -> dict[str, Any]:
     """Return a defence's constructor arguments as plain values: functions and classes by import path, paths as text.
 
+    What has no such form (a lambda, a tensor) is refused where a model is rebuilt from it, that is for a defence that
+    does surgery or has a key; elsewhere angle brackets say so.
+
     Args:
         defence: The defence.
 
     Raises:
-        ManifestError: an argument has no plain form, or the defence does not keep it under its own name.
+        ManifestError: an argument that is needed has no plain form, or one is not kept under its own name.
     """
     out: dict[str, Any] = {}
     try:
@@ -141,14 +144,17 @@ def plain_init_args(defence: Defence) -> dict[str, Any]:
             f"`{defence.name}` does not keep its argument under its own name ({missing}). "
             "Set `self.<argument>` for every constructor argument."
         ) from missing
+    needed = Slot.SURGERY in defence.slots or getattr(defence, "key_fingerprint", None) is not None
     for argument, value in arguments.items():
         try:
             out[argument] = plain_value(value)
         except TypeError as no:
-            raise ManifestError(
-                f"The argument `{argument}` of `{defence.name}` cannot be written into a checkpoint: {no}. Give a plain "
-                "value, a path, or a function of a module by its import path (`package.module.function`)."
-            ) from no
+            if needed:
+                raise ManifestError(
+                    f"The argument `{argument}` of `{defence.name}` cannot be written into a checkpoint: {no}. Give a "
+                    "plain value, a path, or a function of a module by its import path (`package.module.function`)."
+                ) from no
+            out[argument] = f"<not kept: {no}>"
     return out
 
 

@@ -83,23 +83,23 @@ def check_zero_strength(case: DefenceCase, folder: Folder) -> None:
     )
 
 
-def check_resume(case: DefenceCase, folder: Folder) -> None:
+def check_resume(case: DefenceCase, folder: Folder, *, batch_size: int = BATCH, **options: Any) -> None:
     """Interrupted and resumed equals uninterrupted: weights, optimizers, and the state of every callback."""
     every: dict[str, Any] = {"every_n_train_steps": 1} if case.exact_in_epoch else {"every_n_epochs": 1}
     checkpoints = Path(folder, "checkpoints")
 
-    def run(**options: Any) -> tuple[int, dict[str, Any]]:
-        saver = ModelCheckpoint(checkpoints, "{step}", save_top_k=-1, **every)
-        fitted = _fit(case, folder, case.build(), saver, max_epochs=2, enable_checkpointing=True, **options)
+    def run(name: str, **more: Any) -> tuple[int, dict[str, Any]]:
+        saver = ModelCheckpoint(checkpoints, f"{name}-{{step}}", save_top_k=-1, **every)
+        both = {"max_epochs": 2, "enable_checkpointing": True, **options, **more}
+        fitted = fit(folder, case.module(), case.data(batch_size), [case.build(), saver], **both)
         last = fitted.trainer.global_step
-        return last, _load(case, checkpoints / f"step={last}.ckpt")
+        return last, _load(case, checkpoints / f"{name}-step={last}.ckpt")
 
-    last, through = run()
+    last, through = run("through")
     half = last // 2 + 1 if case.exact_in_epoch else last // 2
-    middle = checkpoints / f"step={half}.ckpt"
+    middle = checkpoints / f"through-step={half}.ckpt"
     expect(middle.is_file(), f"`{case.name}`: no checkpoint was written at step {half}.")
-    (checkpoints / f"step={last}.ckpt").unlink()
-    _, resumed = run(ckpt_path=middle, seed=1)
+    _, resumed = run("resumed", ckpt_path=middle, seed=1)
     differ = compare(state_of(resumed), state_of(through))
     expect(not differ, f"`{case.name}` resumed at step {half} of {last} is not the uninterrupted run: {differ[:5]}.")
 

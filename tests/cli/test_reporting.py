@@ -7,6 +7,7 @@ import types
 import lightning.pytorch as L
 import pytest
 import torch
+from lightning.pytorch.loggers import WandbLogger
 
 from lightning_privacy.callbacks.reporting.metrics_csv import MetricsCSV
 from lightning_privacy.callbacks.reporting.non_finite import StopOnNonFinite
@@ -68,24 +69,22 @@ def test_nothing_measured_writes_nothing(fit, tmp_path):
     assert RunFolder(tmp_path).measurements() == []
 
 
+@pytest.fixture
+def trainer(tmp_path):
+    return L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, default_root_dir=tmp_path)
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
-def test_a_bad_loss_raises_before_backward(bad):
-    trainer = types.SimpleNamespace(
-        strategy=types.SimpleNamespace(reduce_boolean_decision=lambda decision, all: decision),
-        global_step=7, current_epoch=2, checkpoint_callbacks=[],
-    )  # fmt: skip
-    StopOnNonFinite().on_before_backward(trainer, torch.nn.Identity(), torch.tensor(1.0))
-    with pytest.raises(NonFiniteLossError, match=r"step 7 \(epoch 2\).*none was written yet"):
-        StopOnNonFinite().on_before_backward(trainer, torch.nn.Identity(), torch.tensor(bad))
+def test_a_bad_loss_raises_before_backward(bad, trainer, fakes):
+    StopOnNonFinite().on_before_backward(trainer, fakes.Line(), torch.tensor(1.0))
+    with pytest.raises(NonFiniteLossError, match=r"of Line is .* at step 0 \(epoch 0\).*none was written yet"):
+        StopOnNonFinite().on_before_backward(trainer, fakes.Line(), torch.tensor(bad))
 
 
-def test_another_ranks_bad_loss_stops_this_rank_too():
-    trainer = types.SimpleNamespace(
-        strategy=types.SimpleNamespace(reduce_boolean_decision=lambda decision, all: False),
-        global_step=7, current_epoch=2, checkpoint_callbacks=[],
-    )  # fmt: skip
+def test_another_ranks_bad_loss_stops_this_rank_too(trainer, fakes, monkeypatch):
+    monkeypatch.setattr(trainer.strategy, "reduce_boolean_decision", lambda decision, all: False)
     with pytest.raises(NonFiniteLossError, match="another rank"):
-        StopOnNonFinite().on_before_backward(trainer, torch.nn.Identity(), torch.tensor(1.0))
+        StopOnNonFinite().on_before_backward(trainer, fakes.Line(), torch.tensor(1.0))
 
 
 def test_a_bad_loss_leaves_the_weights(fakes, tmp_path):
@@ -127,12 +126,15 @@ def test_versions_are_those_installed():
     assert package_versions()["torch"] == torch.__version__.split("+")[0] or "+" in package_versions()["torch"]
 
 
-class Recorder:
-    """Stands for the methods of WandbLogger that we call."""
+class Recorder(WandbLogger):
+    """Keeps what W&B would be told."""
 
     def __init__(self):
         self.calls = []
-        self.experiment = types.SimpleNamespace(log=lambda values: self.calls.append(("chart", list(values))))
+
+    @property
+    def experiment(self):
+        return types.SimpleNamespace(log=lambda values: self.calls.append(("chart", list(values))))
 
     def log_hyperparams(self, params):
         self.calls.append(("config", params))
@@ -144,7 +146,7 @@ class Recorder:
         self.calls.append(("table", key, len(data)))
 
 
-def test_charts_log_only_what_is_new(tmp_path, monkeypatch):
+def test_charts_log_only_what_is_new(trainer, fakes, tmp_path, monkeypatch):
     from lightning_privacy.callbacks.reporting import wandb_charts
 
     run, recorder = RunFolder(tmp_path), Recorder()
@@ -153,18 +155,15 @@ def test_charts_log_only_what_is_new(tmp_path, monkeypatch):
     run.append_result(result)
     run.pictures.mkdir()
     (run.pictures / "old.png").write_bytes(b"")
-    trainer = types.SimpleNamespace(
-        default_root_dir=str(tmp_path), callbacks=[], is_global_zero=True, sanity_checking=False, global_step=1
-    )
     charts = WandbCharts()
-    charts.on_fit_start(trainer, torch.nn.Identity())
+    charts.on_fit_start(trainer, fakes.Line())
     assert [c[0] for c in recorder.calls] == ["config"]
-    charts.on_validation_end(trainer, torch.nn.Identity())
+    charts.on_validation_end(trainer, fakes.Line())
     assert len(recorder.calls) == 1
     run.append_result(AttackResult(**{**result.__dict__, "attack": "new"}))
     (run.pictures / "new.png").write_bytes(b"")
-    charts.on_validation_end(trainer, torch.nn.Identity())
-    charts.on_fit_end(trainer, torch.nn.Identity())
+    charts.on_validation_end(trainer, fakes.Line())
+    charts.on_fit_end(trainer, fakes.Line())
     assert recorder.calls[1:] == [
         ("image", "pictures/new"), ("table", "attack/membership/roc_table", 2), ("chart", ["attack/membership/roc"]),
     ]  # fmt: skip

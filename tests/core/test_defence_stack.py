@@ -419,12 +419,12 @@ def test_batchnorm_is_refused_by_name(tmp_path):
 
 
 def test_arguments_that_no_manifest_can_hold_are_refused_at_the_start(tmp_path):
-    class Calls(AddOne):
+    class Calls(SurgeryDummy):
         def __init__(self, fn=None):
             super().__init__()
             self.fn = fn
 
-    with pytest.raises(ManifestError, match="The argument `fn` of `add_one`.*import path"):
+    with pytest.raises(ManifestError, match="The argument `fn` of `surgery_dummy`.*import path"):
         fit(tmp_path, PlainRegressor(), plain_images(), [Calls(lambda x: x)])
 
 

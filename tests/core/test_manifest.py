@@ -101,9 +101,21 @@ def test_plain_values(value, plain):
 
 
 @pytest.mark.parametrize("value", [lambda x: x, torch.zeros(1), object(), {1: 2}, "text".upper])
-def test_values_without_a_plain_form_are_refused(value):
+def test_values_without_a_plain_form_are_refused_where_a_model_is_rebuilt_from_them(value):
+    class Surgeon(Holder):
+        slots = frozenset({Slot.SURGERY})
+
     with pytest.raises(ManifestError, match="The argument `value` of `holder` cannot be written"):
-        plain_init_args(Holder(value))
+        plain_init_args(Surgeon(value))
+    assert plain_init_args(Holder(value))["value"].startswith("<not kept: ")
+
+
+def test_function_of_a_script_is_named():
+    def of_script():
+        pass
+
+    of_script.__module__, of_script.__qualname__ = "__main__", "of_script"
+    assert plain_init_args(Holder(of_script)) == {"value": "__main__.of_script"}
 
 
 def test_argument_that_is_not_kept_is_refused():

@@ -2,7 +2,8 @@
 
 import sys
 import time
-from typing import Any, TextIO
+from io import TextIOBase
+from typing import Any
 
 import lightning.pytorch as L
 import torch
@@ -20,7 +21,7 @@ class ProgressLines(L.Callback):
         stream: Where to print; standard output if None.
     """
 
-    def __init__(self, every_n_seconds: float | int = 15.0, stream: TextIO | None = None) -> None:
+    def __init__(self, every_n_seconds: float | int = 15.0, stream: TextIOBase | None = None) -> None:
         self.every_n_seconds = every_n_seconds
         self._stream = stream
         self._last_time = self._start_time = 0.0
@@ -51,7 +52,7 @@ class ProgressLines(L.Callback):
         steps = trainer.global_step - self._start_step
         self._print(f"trained {steps} steps in {duration(seconds)} ({steps / max(seconds, 1e-9):.2f} it/s)")
 
-    def line(self, trainer: L.Trainer, outputs: STEP_OUTPUT, speed: float) -> str:
+    def line(self, trainer: L.Trainer, outputs: STEP_OUTPUT, speed: float | int) -> str:
         """Return the line for the current step.
 
         Args:
@@ -82,7 +83,7 @@ class ProgressLines(L.Callback):
         stream.flush()
 
 
-def duration(seconds: float) -> str:
+def duration(seconds: float | int) -> str:
     """Return a time as ``h:mm:ss``.
 
     Example:
