@@ -73,7 +73,9 @@ def main() -> int:
     folders = [str(OUT / name) for name in order]
     print()
     code = lightning_privacy(["compare", *folders, "--html", str(OUT / "report.html")])
-    print(f"\n{time.perf_counter() - start:.0f} s in all. Logs, pictures, offline W&B runs and the report are in {OUT}.")
+    print(
+        f"\n{time.perf_counter() - start:.0f} s in all. Logs, pictures, offline W&B runs and the report are in {OUT}."
+    )
     return code
 
 

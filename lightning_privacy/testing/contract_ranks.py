@@ -14,7 +14,7 @@ BATCH, RELATIVE = 8, 1e-5
 
 
 def check_ranks(case: DefenceCase, folder: Path | str, pool: RankPool) -> None:
-    """Under DDP ranks stay bit-equal, learners included, and resume exactly; one process on the same global batch agrees to 1e-5.
+    """Under DDP ranks stay bit-equal, learners included, resume exactly, and agree with one process to 1e-5.
 
     Args:
         case: The defence.

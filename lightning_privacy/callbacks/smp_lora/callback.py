@@ -1,7 +1,7 @@
 """The SMP-LoRA defence: says when the mathematics of `functional` is applied in a training run."""
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal
 
 import lightning.pytorch as L
 import torch
@@ -129,14 +129,15 @@ class SMPLoRA(Defence):
         self._learner: SideLearner | None = None
         self._restored: dict[str, Any] | None = None
         self._pending: tuple[Tensor, Tensor] | None = None
+        self._auxiliary: Any = None
 
     @classmethod
-    def paper(cls, **overrides: Any) -> Self:
+    def paper(cls, **overrides: Any) -> "SMPLoRA":
         """Return the setting of the paper's section 4 and appendix E (rank 64 and the text encoder belong to the model)."""
         return cls(**{**_PAPER, **overrides})
 
     @classmethod
-    def released(cls, **overrides: Any) -> Self:
+    def released(cls, **overrides: Any) -> "SMPLoRA":
         """Return the setting of the released training scripts: lambda 1, adaptation before attack."""
         return cls(**{**_PAPER, "strength": 1.0, "order": "adapt_first", **overrides})
 
@@ -307,7 +308,8 @@ class SMPLoRA(Defence):
         """Keep the state until the proxy is built, which is when the first error's shape is known."""
         if state_dict:
             self._restored = state_dict
-            self._auxiliary.load_state_dict(state_dict["auxiliary"])
+            if self._auxiliary is not None:  # Lightning restores callbacks for validation and tests as well
+                self._auxiliary.load_state_dict(state_dict["auxiliary"])
 
 
 _PAPER: dict[str, Any] = {
