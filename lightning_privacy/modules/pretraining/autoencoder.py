@@ -72,7 +72,7 @@ class AutoencoderPretraining(L.LightningModule):
         posterior = self.vae.encode(x * 2 - 1).latent_dist
         y = (self.vae.decode(posterior.sample()).sample + 1) / 2
         l1, distance = (x - y).abs().mean(), self.feature_distance(x, y.float())
-        self.log_dict({"train/l1": l1, "train/feature_distance": distance}, prog_bar=True)
+        self.log_dict({"train/l1": l1, "train/feature_distance": distance}, prog_bar=True, batch_size=len(x))
         return l1 + self.perceptual * distance + self.kl * posterior.kl().mean()
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
@@ -80,7 +80,8 @@ class AutoencoderPretraining(L.LightningModule):
         x = batch["image"]
         y = ((self.vae.decode(self.vae.encode(x * 2 - 1).latent_dist.mode()).sample + 1) / 2).clamp(0, 1).float()
         psnr = -10 * (x - y).square().flatten(1).mean(1).log10().mean()
-        self.log_dict({"val/psnr": psnr, "val/feature_distance": self.feature_distance(x, y)}, prog_bar=True)
+        values = {"val/psnr": psnr, "val/feature_distance": self.feature_distance(x, y)}
+        self.log_dict(values, prog_bar=True, batch_size=len(x))
 
     def configure_optimizers(self) -> Any:
         """AdamW with a cosine schedule over the whole training."""
