@@ -159,7 +159,7 @@ def plain_init_args(defence: Defence) -> dict[str, Any]:
 
 
 def plain_value(value: Any) -> Any:
-    """Return a value as numbers, text, lists and dictionaries; functions and classes as import paths.
+    """Return a value as numbers, text, lists, tuples and dictionaries; functions and classes as import paths.
 
     Args:
         value: Any value.
@@ -182,7 +182,8 @@ def plain_value(value: Any) -> Any:
     if isinstance(value, set | frozenset):
         return sorted(plain_value(v) for v in value)
     if isinstance(value, list | tuple):
-        return [plain_value(v) for v in value]
+        parts = [plain_value(v) for v in value]
+        return tuple(parts) if isinstance(value, tuple) else parts  # a constructor may insist on either
     if callable(value):
         return _import_path(value)
     raise TypeError(f"it is a {type(value).__name__}")

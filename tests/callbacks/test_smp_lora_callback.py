@@ -34,6 +34,11 @@ def reduced_error(module, batch, draw):
     return module.per_sample_error(batch, draw).mean()
 
 
+def plain_error(module, batch, draw):
+    prediction, truth = module.predict_lower(batch)
+    return (prediction - truth).square()
+
+
 def weights(module):
     return {name: value.detach().clone() for name, value in module.named_parameters()}
 
@@ -147,11 +152,8 @@ def test_a_module_without_the_protocol_is_told_what_to_add():
 
 
 def test_calibrated_needs_a_reference():
-    class NoReference(TinyDenoiser):
-        reference = None
-
     with pytest.raises(MissingProtocolError, match=r"reference\(\).*error_map"):
-        fit(NoReference(), split_images(), SMPLoRA(**SMALL))
+        fit(PlainRegressor(), split_images(), SMPLoRA(error_fn=plain_error, **SMALL))
 
 
 def test_a_reduced_error_is_refused():

@@ -60,7 +60,7 @@ def test_manifest_says_what_was_done():
     assert manifest["order"] == ["surgery_dummy", "post_step_dummy"]
     assert manifest["defences"]["surgery_dummy"] == {
         "init_args": {"names": ["a"]},
-        "layout": {"layers": ["a"], "sizes": {"a": 3}},
+        "layout": {"layers": ("a",), "sizes": {"a": 3}},
         "slots": ["SURGERY"],
         "surgery": True,
         "key_fingerprint": None,
@@ -85,8 +85,8 @@ def test_key_fingerprint_is_written():
         (None, None),
         (True, True),
         ("text", "text"),
-        ((1, (2, 3)), [1, [2, 3]]),
-        ({"a": (1,)}, {"a": [1]}),
+        ((1, [2, 3]), (1, [2, 3])),
+        ({"a": (1,)}, {"a": (1,)}),
         (frozenset({"b", "a"}), ["a", "b"]),
         (Path("a/b"), "a/b"),
         (Colour.RED, "RED"),
@@ -141,7 +141,7 @@ def manifest(**entries):
     return {KEY: {"version": 1, "order": list(entries), "defences": entries}}
 
 
-SURGERY = {"init_args": {"names": None}, "layout": {"layers": ["a"]}, "surgery": True}
+SURGERY = {"init_args": {"names": None}, "layout": {"layers": ("a",)}, "surgery": True}
 
 
 def test_newer_version_names_both():

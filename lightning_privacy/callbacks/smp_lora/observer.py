@@ -12,7 +12,7 @@ from torch import Tensor
 from lightning_privacy.core.defence import require
 from lightning_privacy.core.randomness import seeded_generator
 from lightning_privacy.errors import InputError, MissingProtocolError
-from lightning_privacy.protocols import Batch, Draw
+from lightning_privacy.protocols import Batch, Draw, HasReference
 
 ErrorFn = Callable[[L.LightningModule, Batch, Draw], Tensor]
 
@@ -88,10 +88,9 @@ def reference_context(module: L.LightningModule) -> AbstractContextManager[Any]:
     Raises:
         MissingProtocolError: the module has no ``reference()``.
     """
-    found: Any = getattr(module, "reference", None)
-    if not callable(found):
+    if not isinstance(module, HasReference):
         raise MissingProtocolError(
             f"The proxy input `calibrated` compares with the model before fine-tuning, but {type(module).__name__} has no "
             "`reference()`. Add a context manager that switches the adapter off, or use `proxy: error_map`."
         )
-    return found()
+    return module.reference()

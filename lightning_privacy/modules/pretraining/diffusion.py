@@ -58,9 +58,8 @@ class DiffusionPretraining(L.LightningModule):
         super().__init__()
         self.export, self.bank, self.batch_size = Path(export), bank, batch_size
         self.caption_dropout, self.lr, self.schedule_steps = caption_dropout, lr, schedule_steps
-        self.vae: Any = (
-            hub.AutoencoderKL.from_pretrained(autoencoder, torch_dtype=torch.float32).eval().requires_grad_(False)
-        )
+        self.autoencoder = Path(autoencoder)
+        self.vae: Any = None
         self.tokenizer = build_tokenizer(CAPTIONS)
         self.text_encoder = text.CLIPTextModel(
             text.CLIPTextConfig(
@@ -95,6 +94,12 @@ class DiffusionPretraining(L.LightningModule):
             steps_offset=1,
         )
 
+    def configure_model(self) -> None:
+        """Load the autoencoder, once."""
+        if self.vae is None:
+            vae = hub.AutoencoderKL.from_pretrained(self.autoencoder, torch_dtype=torch.float32)
+            self.vae = vae.eval().requires_grad_(False)
+
     def on_fit_start(self) -> None:
         """Encode the bank of latents."""
         loader = self.trainer.datamodule.train_dataloader()  # pyright: ignore[reportAttributeAccessIssue]
@@ -128,7 +133,7 @@ class DiffusionPretraining(L.LightningModule):
         ids[torch.rand(len(ids)) < self.caption_dropout] = self._empty
         t = torch.randint(0, 1000, (len(z),), device=z.device)
         loss = self._loss(z, ids, t, torch.randn_like(z)).mean()
-        self.log("train/loss", loss, prog_bar=True)
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(z))
         return loss
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
