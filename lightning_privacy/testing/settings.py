@@ -1,6 +1,6 @@
 """How to test each registered defence and audit: on which module and data, with which arguments.
 
-Adding a defence or an audit to the package adds one entry here. Another package registers its own with `add_case`.
+Adding a defence or an audit to the package adds one entry here.
 """
 
 from collections.abc import Callable, Mapping

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from lightning_privacy.core.randomness import seeded_generator
+from lightning_privacy.core.randomness import derive_seed, seeded_generator
 from lightning_privacy.protocols import Draw
 
 __all__ = ["PlainRegressor", "ProtocolRegressor", "TinyDenoiser"]
@@ -143,23 +143,23 @@ class TinyDenoiser(L.LightningModule):
         return self.outward(hidden)
 
     def sample_draw(self, batch: Mapping[str, Any], generator: torch.Generator) -> Draw:
-        """Draw uniform timesteps and Gaussian noise on the CPU."""
-        image = batch["image"]
-        timesteps = torch.randint(0, STEPS, (len(image),), generator=generator)
-        return Draw(timesteps, torch.randn(image.shape, generator=generator)).to(image.device)
+        """Draw a timestep and noise for each record from one number of the generator and the record's own number.
+
+        So drawn, a record gets the same noise on whichever rank it lands.
+        """
+        number = int(torch.randint(0, 2**62, (), generator=generator))
+        return self._keyed_draw(batch, number)
 
     def training_draw(self, batch: Mapping[str, Any]) -> Draw:
         """Draw by (seed, step, record)."""
-        draws = [
-            self.sample_draw(
-                {"image": batch["image"][i : i + 1]}, seeded_generator(self.seed, self.global_step, int(r))
-            )
-            for i, r in enumerate(batch["record"])
-        ]
-        return Draw(
-            torch.cat([d.timesteps for d in draws if d.timesteps is not None]),
-            torch.cat([d.noise for d in draws if d.noise is not None]),
-        )
+        return self._keyed_draw(batch, derive_seed(self.seed, self.global_step))
+
+    def _keyed_draw(self, batch: Mapping[str, Any], number: int) -> Draw:
+        image = batch["image"]
+        sources = [seeded_generator(number, int(record)) for record in batch["record"]]
+        timesteps = torch.cat([torch.randint(0, STEPS, (1,), generator=g) for g in sources])
+        noise = torch.stack([torch.randn(image.shape[1:], generator=g) for g in sources])
+        return Draw(timesteps, noise).to(image.device)
 
     def per_sample_error(
         self, batch: Mapping[str, Any], draw: Draw | None = None

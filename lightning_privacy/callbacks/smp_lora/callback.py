@@ -81,13 +81,13 @@ class SMPLoRA(Defence):
 
     def __init__(
         self,
-        strength: float = 10.0,
+        strength: float | int = 10.0,
         mode: Literal["smp", "mp"] = "smp",
-        delta: float = 1e-5,  # paper, equation 10
-        strength_end: float | None = None,
+        delta: float | int = 1e-5,  # paper, equation 10
+        strength_end: float | int | None = None,
         gain: Literal["two_sided", "members"] = "two_sided",
         proxy: ProxyInput = "calibrated",
-        memory: float = 0.0,
+        memory: float | int = 0.0,
         replay: int = 30,
         shared_forward: bool = True,
         order: Literal["attack_first", "adapt_first"] = "attack_first",
@@ -95,9 +95,9 @@ class SMPLoRA(Defence):
         aux_batch_size: int = 8,
         draws: int = 4,
         hidden: tuple[int, ...] = (32, 32),
-        dropout: float = 0.0,
-        lr: float = 3e-3,
-        weight_decay: float = 0.0,
+        dropout: float | int = 0.0,
+        lr: float | int = 3e-3,
+        weight_decay: float | int = 0.0,
         proxy_steps: int = 1,
         error_fn: str | Any | None = None,
         draw_fn: str | Any | None = None,

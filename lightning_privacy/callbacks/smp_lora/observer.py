@@ -55,7 +55,11 @@ class ModelObserver:
         self._error_fn, self._draw_fn = error_fn, draw_fn
 
     def draw(self, module: L.LightningModule, batch: Batch, *key: int | str) -> Draw:
-        """Return the draw that belongs to a key; an empty one for a deterministic module."""
+        """Return the draw that belongs to a key; an empty one for a deterministic module.
+
+        Every rank draws with the same generator: a module that keys its draws by record (as `StableDiffusionLoRA`
+        does) then draws the same for a record on whichever rank it lands.
+        """
         generator = seeded_generator(self.seed, *key)
         if self._draw_fn is not None:
             return self._draw_fn(module, batch, generator)
