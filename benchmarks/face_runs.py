@@ -135,7 +135,9 @@ def train(
         base.prepare_data()
         base.setup("fit")
         roles = {k: list(v) for k, v in base.roles.items()}
-        roles["member"] = sorted(roles["member"] + roles.pop("aux_nonmember"))
+        extra = roles.pop("aux_nonmember")
+        # As auxiliary members, so that the records that are scored stay those of the other variants.
+        roles["member"], roles["aux_member"] = sorted(roles["member"] + extra), sorted(roles["aux_member"] + extra)
         split = MembershipSplit(Faces(people="21-40"), split_seed=seed, roles=roles)
     module = StableDiffusionLoRA(
         pretrained=pretrained,
