@@ -76,7 +76,7 @@ def main() -> None:
     big = args.architecture == "sd15"
     pretrained = sd15(tempfile.mkdtemp()) if big else "tiny"
     inner = ToyImages(n=160, size=512, batch_size=args.batch_size) if big else Faces(batch_size=args.batch_size)
-    split = MembershipSplit(inner, fractions={"member": 0.4})
+    split = MembershipSplit(inner)
     module = StableDiffusionLoRA(
         pretrained,
         rank=64 if big else 32,
