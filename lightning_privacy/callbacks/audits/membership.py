@@ -61,7 +61,7 @@ class MembershipAudit(L.Callback):
         seed: int = 0,
         bootstrap: int = 2000,
         batch_size: int | None = None,
-        error_fn: str | None = None,
+        error_fn: str | Any | None = None,
     ) -> None:
         super().__init__()
         for name in attacks or []:
