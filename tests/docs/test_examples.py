@@ -10,9 +10,7 @@ import lightning_privacy
 EXAMPLES = Path(lightning_privacy.__file__).parent.parent / "examples"
 
 
-@pytest.mark.filterwarnings(
-    "ignore:You passed in a `val_dataloader` but have no `validation_step`"
-)  # the project has none
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Lightning's advice to the project, which is not ours to change
 def test_an_existing_project_is_defended_under_both_styles_of_data(capsys):
     spec = importlib.util.spec_from_file_location("existing_project", EXAMPLES / "existing_project.py")
     example = importlib.util.module_from_spec(spec)
