@@ -37,11 +37,14 @@ def _no_network():
 
 @pytest.fixture(autouse=True)
 def _leave_nothing_behind():
-    """Restore environment, random states, modes of torch and Lightning's rank; no process group may be left."""
+    """Start every test from one seed; restore environment, random states and modes; no process group may be left."""
     environment = dict(os.environ)
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
     modes = torch.get_default_dtype(), torch.is_grad_enabled(), torch.are_deterministic_algorithms_enabled()
     folder = os.getcwd()
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002
+    torch.manual_seed(0)
     yield
     os.chdir(folder)
     for name in set(os.environ) - set(environment):
