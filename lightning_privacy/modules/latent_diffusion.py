@@ -12,12 +12,12 @@ from jaxtyping import Float
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
+from lightning_privacy.core.randomness import seeded_generator
 from lightning_privacy.errors import InputError
 from lightning_privacy.modules.stable_diffusion.adapter_files import AdapterFiles
 from lightning_privacy.modules.stable_diffusion.captions import vary_captions
 from lightning_privacy.modules.stable_diffusion.draws import (
     keyed_draw,
-    keyed_generator,
     offset_noise,
     sequential_draw,
     stratified_draw,
@@ -332,7 +332,7 @@ class StableDiffusionLoRA(AdapterFiles):
         records = batch.get("record")
         # Records without identity draw in order, and must not draw alike in every micro-batch and on every rank.
         words = () if records is not None else (batch_idx, self.global_rank)
-        generator = keyed_generator(self.seed, "train", self.global_step, *words)
+        generator = seeded_generator(self.seed, "train", self.global_step, *words)
         draw = self.sample_draw(batch, generator)
         if self.noise_offset:
             draw = offset_noise(draw, self.noise_offset, generator, records)

@@ -3,7 +3,7 @@
 import random
 from collections.abc import Sequence
 
-from lightning_privacy.modules.stable_diffusion.draws import mix
+from lightning_privacy.core.randomness import derive_seed
 
 __all__ = ["shuffle_tags", "vary_captions"]
 
@@ -42,7 +42,7 @@ def vary_captions(
     """
     varied = []
     for caption, record in zip(captions, records, strict=True):
-        generator = random.Random(mix(seed, "caption", step, record))
+        generator = random.Random(derive_seed(seed, "caption", step, record))
         # The dropout number is drawn first, always: switching the shuffle on does not change which captions drop.
         dropped = generator.random() < dropout
         varied.append("" if dropped else shuffle_tags(caption, generator) if shuffle else caption)

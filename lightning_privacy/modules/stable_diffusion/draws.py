@@ -1,33 +1,17 @@
 """Timesteps and noise as functions of numbers, so that device, rank count and batch order cannot change them."""
 
-import hashlib
 from collections.abc import Sequence
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from lightning_privacy.core.randomness import seeded_generator
 from lightning_privacy.protocols import Draw
 
-__all__ = ["keyed_draw", "keyed_generator", "mix", "offset_noise", "sequential_draw", "stratified_draw"]
+__all__ = ["keyed_draw", "offset_noise", "sequential_draw", "stratified_draw"]
 
-VALIDATION_KEY = "validation draw, version 1"  # not the run's seed: runs of different seeds share their yardstick
-
-
-def mix(*words: int | str) -> int:
-    """Hash words to a number of 63 bits, every bit of which depends on every word.
-
-    Example:
-        >>> mix(0, 1) == mix(0, 1), mix(0, 1) == mix(1, 0), mix(1, 23) == mix(12, 3)
-        (True, False, False)
-    """
-    digest = hashlib.blake2b("\x1f".join(map(str, words)).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> 1
-
-
-def keyed_generator(*words: int | str) -> torch.Generator:
-    """Return a CPU generator whose stream depends on the words alone."""
-    return torch.Generator("cpu").manual_seed(mix(*words))
+VALIDATION_KEY = "validation draw, version 2"  # not the run's seed: runs of different seeds share their yardstick
 
 
 def keyed_draw(number: int, records: Sequence[int], shape: Sequence[int], steps: int) -> Draw:
@@ -41,7 +25,7 @@ def keyed_draw(number: int, records: Sequence[int], shape: Sequence[int], steps:
     """
     timesteps, noise = [], []
     for record in records:
-        generator = keyed_generator(number, record)
+        generator = seeded_generator(number, record)
         timesteps.append(torch.randint(0, steps, (), generator=generator, device="cpu"))
         noise.append(torch.randn(tuple(shape), generator=generator, device="cpu"))
     return Draw(torch.stack(timesteps), torch.stack(noise))
@@ -68,7 +52,7 @@ def stratified_draw(records: Sequence[int], index: int, count: int, shape: Seque
     """
     middle = (2 * index + 1) * steps // (2 * count)
     noise = [
-        torch.randn(tuple(shape), generator=keyed_generator(VALIDATION_KEY, index, r), device="cpu") for r in records
+        torch.randn(tuple(shape), generator=seeded_generator(VALIDATION_KEY, index, r), device="cpu") for r in records
     ]
     return Draw(torch.full((len(records),), middle, device="cpu"), torch.stack(noise))
 
@@ -96,7 +80,7 @@ def offset_noise(
         number = int(torch.randint(0, 2**62, (), generator=generator, device=generator.device))
         offset = torch.stack(
             [
-                torch.randn(channels, generator=keyed_generator(number, "offset", r), device="cpu")
+                torch.randn(channels, generator=seeded_generator(number, "offset", r), device="cpu")
                 for r in records.tolist()
             ]
         )

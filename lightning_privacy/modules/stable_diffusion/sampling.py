@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lightning_privacy.modules.stable_diffusion.draws import keyed_generator
+from lightning_privacy.core.randomness import seeded_generator
 
 __all__ = [
     "as_size",
@@ -31,7 +31,7 @@ def picture_generators(seed: int, count: int, start: int = 0) -> list[torch.Gene
         count: How many pictures.
         start: Index of the first.
     """
-    return [keyed_generator(seed, "picture", i) for i in range(start, start + count)]
+    return [seeded_generator(seed, "picture", i) for i in range(start, start + count)]
 
 
 def ddim_pictures(
