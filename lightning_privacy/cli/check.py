@@ -4,11 +4,12 @@ from typing import Any
 
 from rich.console import Console
 
+from lightning_privacy.cli.environment import environment_of, strategy_name
 from lightning_privacy.cli.privacy_cli import PrivacyCLI
-from lightning_privacy.core.conflicts import Environment, find_conflicts, order_defences, raise_conflicts
+from lightning_privacy.core.conflicts import find_conflicts, order_defences, raise_conflicts
 from lightning_privacy.core.defence import Defence
 
-__all__ = ["environment_of", "run"]
+__all__ = ["run"]
 
 _ANY_LAPTOP: dict[str, Any] = {
     "accelerator": "cpu",
@@ -35,35 +36,19 @@ def run(verb: str, args: list[str]) -> int:
     cli = PrivacyCLI(args, run=False, trainer_overrides=_ANY_LAPTOP)
     defences = [d for d in cli.trainer.callbacks if isinstance(d, Defence)]  # pyright: ignore[reportAttributeAccessIssue]
     ordered = order_defences(defences)
-    raise_conflicts(find_conflicts(ordered, environment_of(cli)))
+    raise_conflicts(find_conflicts(ordered, environment_of(cli.config, cli.model)))
     _show(cli, ordered)
     return 0
-
-
-def environment_of(cli: PrivacyCLI) -> Environment:
-    """Return what the configured trainer would do, read from the configuration as text."""
-    trainer = cli.config["trainer"]
-    optimizer = cli.config.get("model.init_args.optimizer")
-    class_path = optimizer.get("class_path") if hasattr(optimizer, "get") else None
-    return Environment(
-        strategy=_words(trainer.get("strategy")),
-        accumulate_grad_batches=trainer.get("accumulate_grad_batches") or 1,
-        gradient_clip_val=trainer.get("gradient_clip_val"),
-        automatic_optimization=cli.model.automatic_optimization,
-        optimizers=(class_path.rpartition(".")[2],) if class_path else (),
-    )
-
-
-def _words(value: Any) -> str:
-    """Return a strategy as text: its short name, or its class name where it was given as a class."""
-    class_path = value.get("class_path") if hasattr(value, "get") else None
-    return str(class_path or value or "auto").rpartition(".")[2]
 
 
 def _show(cli: PrivacyCLI, defences: list[Defence]) -> None:
     console = Console(soft_wrap=True)
     trainer = cli.config["trainer"]
-    places = [_words(trainer.get("strategy")), f"devices {trainer.get('devices')}", f"nodes {trainer.get('num_nodes')}"]
+    places = [
+        strategy_name(trainer.get("strategy")),
+        f"devices {trainer.get('devices')}",
+        f"nodes {trainer.get('num_nodes')}",
+    ]
     length = [
         f"{trainer.get(k)} {k.removeprefix('max_')}" for k in ("max_epochs", "max_steps") if _positive(trainer.get(k))
     ]

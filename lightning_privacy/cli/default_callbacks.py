@@ -65,6 +65,9 @@ def default_callbacks(trainer: dict[str, Any], given: Sequence[Callback], run: R
     if wants and not any(isinstance(c, ModelCheckpoint) for c in given):
         # One file, rewritten every epoch, that `ckpt_path: last` finds. Not by save_last: with save_top_k=0 Lightning
         # writes it only when training ends, otherwise it writes every checkpoint twice.
-        last = ModelCheckpoint(dirpath=run.checkpoints, filename="last", enable_version_counter=False)
+        # At the end of training epochs: Lightning's default waits for a validation that may not come.
+        last = ModelCheckpoint(
+            dirpath=run.checkpoints, filename="last", enable_version_counter=False, save_on_train_epoch_end=True
+        )
         added += [last, BestCheckpoint(run.checkpoints)]
     return [c for c in added if not any(type(c) is type(g) for g in given)]

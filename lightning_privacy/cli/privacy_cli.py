@@ -13,8 +13,11 @@ from lightning.pytorch.loggers import Logger
 
 from lightning_privacy.callbacks.reporting.metrics_csv import MetricsCSV
 from lightning_privacy.cli.default_callbacks import default_callbacks
+from lightning_privacy.cli.environment import environment_of
 from lightning_privacy.cli.parser import PrivacyParser, known_keys, unknown_empty_keys
 from lightning_privacy.cli.run_config import SaveRunConfig, choose_run_folder, derive, dump_config
+from lightning_privacy.core.conflicts import find_conflicts, order_defences, raise_conflicts
+from lightning_privacy.core.defence import Defence
 from lightning_privacy.core.registry import AUDITS, DEFENCES
 from lightning_privacy.core.run_folder import RunFolder
 from lightning_privacy.errors import PrivacyError
@@ -120,6 +123,10 @@ class PrivacyCLI(LightningCLI):
         given = trainer.get("callbacks") or []
         callbacks = [*(given if isinstance(given, list) else [given]), *self.defences.values(), *self.audits.values()]
         if self._verb_runs:
+            # Judged as text, before Lightning asks for the GPU or the package that a refused strategy would need.
+            ordered = order_defences([c for c in callbacks if isinstance(c, Defence)])
+            config = self.config[self.subcommand] if self.subcommand else self.config
+            raise_conflicts(find_conflicts(ordered, environment_of(config, self.model)))
             callbacks += default_callbacks(trainer, callbacks, self.run_folder)
             if self.subcommand == "fit" and not trainer.get("fast_dev_run"):
                 text = dump_config(self._parser(self.subcommand), self.config[self.subcommand])

@@ -12,7 +12,7 @@ from lightning_privacy.callbacks.smp_lora import functional as math
 from lightning_privacy.callbacks.smp_lora.auxiliary import AuxiliaryBatches
 from lightning_privacy.callbacks.smp_lora.evidence import RecordMemory, Replay
 from lightning_privacy.callbacks.smp_lora.observer import ModelObserver
-from lightning_privacy.callbacks.smp_lora.proxy import ProxyInput, ProxyMLP, read_error
+from lightning_privacy.callbacks.smp_lora.proxy import ProxyInput, ProxyMLP, check_features, read_error
 from lightning_privacy.core.defence import Defence, Slot, Step
 from lightning_privacy.core.import_path import import_object
 from lightning_privacy.core.randomness import derive_seed
@@ -162,6 +162,7 @@ class SMPLoRA(Defence):
         self._replay = Replay(self.replay)
         self._memory = RecordMemory(self._auxiliary.records, self.memory, device) if self.memory else None
         if self._restored is not None:
+            check_features(self._restored["proxy"]["module"]["hidden.0.weight"].shape[1], features.shape[1])
             learner.load_state_dict(self._restored["proxy"])
             self._replay.load_state_dict(self._restored["replay"], device)
             if self._memory is not None:

@@ -16,7 +16,7 @@ ProxyInput = Literal["calibrated", "error_map", "pooled_map", "scalar", "multi_t
 POOL = 8
 TIMESTEP_FEATURES = 4
 
-__all__ = ["ProxyInput", "ProxyMLP", "read_error", "timestep_share"]
+__all__ = ["ProxyInput", "ProxyMLP", "check_features", "read_error", "timestep_share"]
 
 
 class ProxyMLP(nn.Module):
@@ -49,12 +49,7 @@ class ProxyMLP(nn.Module):
         Raises:
             InputError: the features have another size than those the proxy was built for.
         """
-        if features.shape[1] != self.in_features:
-            raise InputError(
-                f"SMPLoRA's proxy was built for {self.in_features} features a record and got {features.shape[1]}: the "
-                "error maps changed shape (pictures of several sizes?). Use `proxy: pooled_map` or `proxy: calibrated`, "
-                "which read maps of any shape, or train on one size."
-            )
+        check_features(self.in_features, features.shape[1])
         x = features
         for layer in self.hidden:
             x = F.relu(layer(x))
@@ -62,6 +57,20 @@ class ProxyMLP(nn.Module):
                 keep = torch.rand(x.shape, generator=generator, device=x.device) >= self.dropout
                 x = x * keep / (1 - self.dropout)
         return self.out(x).squeeze(1)
+
+
+def check_features(built_for: int, got: int) -> None:
+    """Refuse features of another number than a proxy was built for.
+
+    Raises:
+        InputError: the numbers differ.
+    """
+    if got != built_for:
+        raise InputError(
+            f"SMPLoRA's proxy was built for {built_for} features a record and got {got}: the error maps changed shape "
+            "(pictures of several sizes, or resumed with another size?). Use `proxy: pooled_map` or `proxy: calibrated`, "
+            "which read maps of any shape, or train on one size."
+        )
 
 
 def timestep_share(draw: Draw | None, error: Float[Tensor, "batch ..."], steps: int = 1000) -> Float[Tensor, " batch"]:
