@@ -46,10 +46,12 @@ class RoleBatch:
     Args:
         batch: What the inner datamodule's collate function made of the records.
         indices: Their dataset indices.
+        passes: How often each was read before.
     """
 
     batch: Any
     indices: list[int]
+    passes: list[int]
 
 
 class RoleStream(Iterator[RoleBatch]):
@@ -113,7 +115,7 @@ class RoleStream(Iterator[RoleBatch]):
                 items.append(item)
             batch = self.collate_fn(items)
         self.position += self.batch_size * self.world_size
-        return RoleBatch(batch, [index for _, index in places])
+        return RoleBatch(batch, [index for _, index in places], [number for number, _ in places])
 
     def state_dict(self) -> dict[str, int]:
         """Return the position (records read by all processes together) as plain integers, the same on every rank."""

@@ -5,8 +5,10 @@ from typing import Any
 import lightning.pytorch as L
 import torch
 from jaxtyping import Bool, Int
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
+from lightning_privacy.callbacks.smp_lora.views import picture_place, with_views
 from lightning_privacy.core.defence import Defence, Step
 from lightning_privacy.core.randomness import derive_seed
 from lightning_privacy.errors import NoEffectError
@@ -38,6 +40,8 @@ class AuxiliaryBatches:
         seed = derive_seed(defence.seed, "auxiliary streams")  # pyright: ignore[reportAttributeAccessIssue]
         self._nonmembers = self.split.stream("aux_nonmember", size, seed)
         self._members = self.split.stream("aux_member", size, seed + 1)
+        self._views: int = defence.aux_views  # pyright: ignore[reportAttributeAccessIssue]
+        self._seed = seed
         self.records = len(self.split.record_ids)
         self._aux = torch.zeros(self.records, dtype=torch.bool)
         self._aux[self.split.roles["aux_member"]] = True
@@ -54,17 +58,31 @@ class AuxiliaryBatches:
         return self._aux[indices]
 
     def nonmembers(self) -> tuple[Any, Int[Tensor, " batch"]]:
-        """Return the next batch of auxiliary non-members, on the device, and its indices."""
-        return self._next(self._nonmembers)
+        """Return the next batch of auxiliary non-members, on the device, and its indices; as views if asked for."""
+        item, batch, indices = self._read(self._nonmembers)
+        if not self._views:
+            return batch, indices
+        place = picture_place(batch)
+        if place is None:
+            self._views = 0
+            rank_zero_info(
+                "SMPLoRA: the batches hold no pictures, so its auxiliary non-members are used as they are and may be "
+                "memorised (`aux_views: 0` says so too and ends this line)."
+            )
+            return batch, indices
+        keys = [
+            (self._seed, index, number % self._views) for index, number in zip(item.indices, item.passes, strict=True)
+        ]
+        return with_views(batch, place, keys), indices
 
     def aux_members(self) -> tuple[Any, Int[Tensor, " batch"]]:
         """Return the next batch of auxiliary members, on the device, and its indices."""
-        return self._next(self._members)
+        return self._read(self._members)[1:]
 
-    def _next(self, stream: Any) -> tuple[Any, Int[Tensor, " batch"]]:
+    def _read(self, stream: Any) -> tuple[Any, Any, Int[Tensor, " batch"]]:
         item = next(stream)
         batch = self.trainer.strategy.batch_to_device(item.batch)
-        return batch, torch.as_tensor(item.indices, device=self.trainer.strategy.root_device)
+        return item, batch, torch.as_tensor(item.indices, device=self.trainer.strategy.root_device)
 
     def key(self, draw: int) -> tuple[int | str, ...]:
         """Return a key that no other draw of this run has."""

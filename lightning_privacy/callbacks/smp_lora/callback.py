@@ -46,6 +46,8 @@ class SMPLoRA(Defence):
         order: ``attack_first`` (algorithm 1) or ``adapt_first`` (released code).
         ratio: ``batch`` (ratio of batch means) or ``per_sample`` (mean of ratios: separable over members).
         aux_batch_size: Auxiliary non-members a step and process.
+        aux_views: Mirrored, turned and cropped versions of each auxiliary non-member to train against; 0 for the record
+            itself, which ``two_sided`` then memorises.
         draws: Draws a record for ``multi_t``.
         hidden: Widths of the proxy's hidden layers.
         dropout: Share of the proxy's hidden units dropped while it is fitted.
@@ -93,6 +95,7 @@ class SMPLoRA(Defence):
         order: Literal["attack_first", "adapt_first"] = "attack_first",
         ratio: Literal["batch", "per_sample"] = "batch",
         aux_batch_size: int = 8,
+        aux_views: int = 16,
         draws: int = 4,
         hidden: tuple[int, ...] = (32, 32),
         dropout: float | int = 0.0,
@@ -110,6 +113,8 @@ class SMPLoRA(Defence):
             raise InputError(f"SMPLoRA: `memory` is {memory}; it must be at least 0 and below 1.")
         if aux_batch_size < 1:
             raise InputError(f"SMPLoRA: `aux_batch_size` is {aux_batch_size}; the proxy needs at least one non-member.")
+        if aux_views < 0:
+            raise InputError(f"SMPLoRA: `aux_views` is {aux_views}; it must be at least 0.")
         if memory and proxy != "calibrated":
             raise InputError(f"SMPLoRA: `memory` averages the calibrated feature; it does not fit `proxy: {proxy}`.")
         if strength_end is not None and (strength == 0 or strength_end == 0):
@@ -119,7 +124,7 @@ class SMPLoRA(Defence):
         self.gain, self.memory, self.replay = gain, memory, replay
         self.proxy: ProxyInput = proxy
         self.shared_forward, self.order, self.ratio = shared_forward, order, ratio
-        self.aux_batch_size, self.draws = aux_batch_size, draws
+        self.aux_batch_size, self.aux_views, self.draws = aux_batch_size, aux_views, draws
         self.hidden, self.dropout, self.lr, self.weight_decay = tuple(hidden), dropout, lr, weight_decay
         self.proxy_steps, self.error_fn, self.draw_fn, self.seed = proxy_steps, error_fn, draw_fn, seed
         broken = {Property.SIDE_STATE_PRIVATE}  # the proxy is fitted on members
@@ -322,6 +327,7 @@ _PAPER: dict[str, Any] = {
     "shared_forward": False,
     "order": "attack_first",  # algorithm 1
     "aux_batch_size": 1,
+    "aux_views": 0,
     "hidden": (512, 256),
     "dropout": 0.5,  # released code
     "lr": 1e-5,  # table 5
