@@ -1,6 +1,5 @@
 """One LoRA fine-tune on the private faces: one variant, one split seed; train, watch `val`, attack on demand."""
 
-import copy
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from lightning_privacy.core.results import AttackResult
 from lightning_privacy.datamodules.faces import Faces
 from lightning_privacy.datamodules.membership_split import MembershipSplit
 from lightning_privacy.modules.latent_diffusion import StableDiffusionLoRA
+from lightning_privacy.modules.stable_diffusion.draws import stratified_draw
 
 ATTACKS = ("averaged_loss", "calibrated_loss", "h_prime", "trained_calibrated")
 
@@ -27,12 +27,15 @@ class Variant:
     Args:
         defence: Arguments of `SMPLoRA`; None for an undefended run.
         members_and_aux: Train on the defence's auxiliary non-members as well.
-        epochs: Share of the epochs of the undefended run.
+        augment: Mirror and crop what is trained on at random.
+        constant_lr: Keep the learning rate instead of letting it fall to zero by a cosine.
         lora: Further arguments of `StableDiffusionLoRA`.
     """
 
     defence: Mapping[str, Any] | None = None
     members_and_aux: bool = False
+    augment: bool = False
+    constant_lr: bool = False
     lora: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -45,6 +48,9 @@ class Watch(L.Callback):
         self.weights: dict[int, dict[str, torch.Tensor]] = {}
         self.trace: dict[int, dict[str, float]] = {}
         self.step_seconds: list[float] = []
+
+    def on_train_start(self, trainer, module) -> None:
+        self.weights[0] = adapter(module)
 
     def on_train_batch_start(self, trainer, module, batch, batch_idx) -> None:
         self._start = time.perf_counter()
@@ -104,44 +110,47 @@ class FaceRun:
         )
 
     @torch.no_grad()
-    def loss(self, role: str, epoch: int | None, draws: int = 8) -> float:
-        """Return the mean raw error of a role on fixed stratified draws; ``epoch=None`` is the untuned model."""
-        from contextlib import nullcontext
-
-        if epoch is not None:
-            load(self.module, self.watch.weights[epoch])
+    def loss(self, role: str, epoch: int, draws: int = 8) -> float:
+        """Return the mean raw error of a role on fixed stratified draws; epoch 0 is the untuned model."""
+        load(self.module, self.watch.weights[epoch])
         module = self.module.eval()
         total, count = 0.0, 0
-        with module.reference() if epoch is None else nullcontext():
-            for batch in self.split.loader(role, 64):
-                from lightning_privacy.modules.stable_diffusion.draws import stratified_draw
-
-                names, shape = batch["record"].tolist(), module.encoder.latent_shape(batch["image"])
-                for i in range(draws):
-                    draw = stratified_draw(names, i, draws, shape, 1000)
-                    total += module.per_sample_error(batch, draw).flatten(1).mean(1).sum().item()
-                    count += len(names)
+        for batch in self.split.loader(role, 64):
+            names, shape = batch["record"].tolist(), module.encoder.latent_shape(batch["image"])
+            for i in range(draws):
+                draw = stratified_draw(names, i, draws, shape, 1000)
+                total += module.per_sample_error(batch, draw).flatten(1).mean(1).sum().item()
+                count += len(names)
         return total / count
+
+
+def make_split(variant: Variant, seed: int) -> MembershipSplit:
+    split = MembershipSplit(Faces(people="21-40", augment=variant.augment), split_seed=seed)
+    if not variant.members_and_aux:
+        return split
+    split.prepare_data()
+    split.setup("fit")
+    roles = {k: list(v) for k, v in split.roles.items()}
+    extra = roles.pop("aux_nonmember")
+    # As auxiliary members, so that the records that are scored stay those of the other variants.
+    roles["member"], roles["aux_member"] = sorted(roles["member"] + extra), sorted(roles["aux_member"] + extra)
+    return MembershipSplit(Faces(people="21-40", augment=variant.augment), split_seed=seed, roles=roles)
 
 
 def train(
     variant: Variant, seed: int, epochs: int, pretrained: str = "tiny", every: int = 5, lr: float = 2e-3
 ) -> FaceRun:
     L.seed_everything(seed, verbose=False)
-    fractions = None
-    split = MembershipSplit(Faces(people="21-40"), split_seed=seed, fractions=fractions)
-    if variant.members_and_aux:
-        base = copy.copy(split)
-        base.prepare_data()
-        base.setup("fit")
-        roles = {k: list(v) for k, v in base.roles.items()}
-        extra = roles.pop("aux_nonmember")
-        # As auxiliary members, so that the records that are scored stay those of the other variants.
-        roles["member"], roles["aux_member"] = sorted(roles["member"] + extra), sorted(roles["aux_member"] + extra)
-        split = MembershipSplit(Faces(people="21-40"), split_seed=seed, roles=roles)
+    split = make_split(variant, seed)
+
+    def falling(optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
+        steps = epochs * len(split.train_dataloader())
+        return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+
     module = StableDiffusionLoRA(
         pretrained=pretrained,
         optimizer=lambda p: torch.optim.AdamW(p, lr=lr, weight_decay=1e-2),
+        lr_scheduler=None if variant.constant_lr else falling,
         seed=seed,
         **variant.lora,
     )

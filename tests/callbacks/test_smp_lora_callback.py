@@ -105,7 +105,7 @@ def test_strength_grows_geometrically(monkeypatch):
         "_log",
         lambda self, step, gain, strength: (seen.append(strength), original(self, step, gain, strength)),
     )
-    fit(TinyDenoiser(), split_images(), SMPLoRA(strength=0.1, strength_end=10.0, **SMALL))
+    fit(TinyDenoiser(), split_images(), SMPLoRA(strength=0.1, strength_end=10.0, interval=1, **SMALL))
     assert seen[0] == pytest.approx(0.1)
     assert seen[-1] == pytest.approx(10.0)
     ratios = [b / a for a, b in itertools.pairwise(seen)]

@@ -45,6 +45,7 @@ class SMPLoRA(Defence):
         shared_forward: Read the gain from the errors of the training step itself instead of an independent draw.
         order: ``attack_first`` (algorithm 1) or ``adapt_first`` (released code).
         ratio: ``batch`` (ratio of batch means) or ``per_sample`` (mean of ratios: separable over members).
+        interval: Steps from one gain to the next; between, the loss alone is minimised, over the last denominator.
         aux_batch_size: Auxiliary non-members a step and process.
         aux_views: Mirrored, turned and cropped versions of each auxiliary non-member to train against; 0 for the record
             itself, which ``two_sided`` then memorises.
@@ -94,6 +95,7 @@ class SMPLoRA(Defence):
         shared_forward: bool = True,
         order: Literal["attack_first", "adapt_first"] = "attack_first",
         ratio: Literal["batch", "per_sample"] = "batch",
+        interval: int = 2,
         aux_batch_size: int = 8,
         aux_views: int = 16,
         draws: int = 4,
@@ -113,6 +115,8 @@ class SMPLoRA(Defence):
             raise InputError(f"SMPLoRA: `memory` is {memory}; it must be at least 0 and below 1.")
         if aux_batch_size < 1:
             raise InputError(f"SMPLoRA: `aux_batch_size` is {aux_batch_size}; the proxy needs at least one non-member.")
+        if interval < 1:
+            raise InputError(f"SMPLoRA: `interval` is {interval}; it must be at least 1.")
         if aux_views < 0:
             raise InputError(f"SMPLoRA: `aux_views` is {aux_views}; it must be at least 0.")
         if memory and proxy != "calibrated":
@@ -124,6 +128,7 @@ class SMPLoRA(Defence):
         self.gain, self.memory, self.replay = gain, memory, replay
         self.proxy: ProxyInput = proxy
         self.shared_forward, self.order, self.ratio = shared_forward, order, ratio
+        self.interval = interval
         self.aux_batch_size, self.aux_views, self.draws = aux_batch_size, aux_views, draws
         self.hidden, self.dropout, self.lr, self.weight_decay = tuple(hidden), dropout, lr, weight_decay
         self.proxy_steps, self.error_fn, self.draw_fn, self.seed = proxy_steps, error_fn, draw_fn, seed
@@ -135,6 +140,7 @@ class SMPLoRA(Defence):
         self._restored: dict[str, Any] | None = None
         self._pending: tuple[Tensor, Tensor] | None = None
         self._auxiliary: Any = None
+        self._steps, self._denominator = 0, torch.ones(())
 
     @classmethod
     def paper(cls, **overrides: Any) -> "SMPLoRA":
@@ -155,6 +161,7 @@ class SMPLoRA(Defence):
         )
         self._auxiliary = AuxiliaryBatches(self, trainer)
         self._learner = None
+        self._steps, self._denominator = 0, torch.ones(())
 
     def _build(self, features: Float[Tensor, "n features"]) -> SideLearner:
         device = features.device
@@ -181,13 +188,17 @@ class SMPLoRA(Defence):
         """Return ``L / (1 - lambda G + delta)`` or ``L + lambda G``."""
         device_type = step.loss.device.type
         indices = self._auxiliary.member_indices(step)
+        self._steps += 1
+        if (self._steps - 1) % self.interval:
+            # On the scale of the steps with a gain: Adam compares the sizes of gradients.
+            return step.loss / self._denominator.to(step.loss) if self.mode == "smp" else step.loss
         if self.shared_forward and step.shared_error is not None and step.shared_draw is not None:
-            members = self._read(step, step.batch, indices, step.shared_error, step.shared_draw)
+            members = self._read(step, step.batch, step.shared_error, step.shared_draw)
         else:
-            members = self._read(step, step.batch, indices)
+            members = self._read(step, step.batch)
         nonmember_batch, nonmember_indices = self._auxiliary.nonmembers()
         with torch.set_grad_enabled(self.gain == "two_sided"):
-            nonmembers = self._read(step, nonmember_batch, nonmember_indices)
+            nonmembers = self._read(step, nonmember_batch)
         with torch.autocast(device_type, enabled=False):
             if self._learner is None:
                 self._learner = self._build(members)
@@ -211,7 +222,7 @@ class SMPLoRA(Defence):
             self._pending = None
 
     def _read(
-        self, step: Step, batch: Any, indices: Tensor, error: Tensor | None = None, draw: Draw | None = None
+        self, step: Step, batch: Any, error: Tensor | None = None, draw: Draw | None = None
     ) -> Float[Tensor, "n features"]:
         module = step.module
         if self.proxy == "multi_t":
@@ -238,9 +249,9 @@ class SMPLoRA(Defence):
         if self.shared_forward:
             mine = members.detach()[self._auxiliary.is_aux_member(indices)]
         else:
-            batch, aux_indices = self._auxiliary.aux_members()
+            batch, _ = self._auxiliary.aux_members()
             with torch.no_grad():
-                mine = self._read(step, batch, aux_indices)
+                mine = self._read(step, batch)
         return gather_rows(mine), gather_rows(nonmembers.detach())
 
     def _fit(self, members: Tensor, nonmembers: Tensor) -> None:
@@ -269,11 +280,12 @@ class SMPLoRA(Defence):
         self._seen = (logits.detach(), h(nonmembers.detach()).detach())
         if self.mode == "mp":
             return math.mp_objective(step.loss, gain, strength), gain
+        means = mean_over_ranks(torch.stack([step.loss.detach().float(), gain.detach()]))
+        self._denominator = math.smp_denominator(means[1], strength, self.delta)
         if self.ratio == "per_sample":
             terms = step.module.per_sample_loss(step.batch, step.shared_draw)  # pyright: ignore[reportCallIssue]
             ratios = math.smp_objective(terms, math.per_sample_gain(logits, others), strength, self.delta)
             return ratios.mean(), gain
-        means = mean_over_ranks(torch.stack([step.loss.detach().float(), gain.detach()]))
         return math.smp_objective(
             step.loss, gain, strength, self.delta, global_loss=means[0], global_gain=means[1]
         ), gain
@@ -299,9 +311,11 @@ class SMPLoRA(Defence):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the proxy, its optimizer, its evidence and the position of the streams."""
-        if self._learner is None:
-            return {}
+        place = {"steps": self._steps, "denominator": self._denominator.cpu()}
+        if self._learner is None:  # not built since the run was resumed: what was loaded still holds
+            return {} if self._restored is None else {**self._restored, **place}
         state = {
+            **place,
             "proxy": self._learner.state_dict(),
             "replay": self._replay.state_dict(),
             "auxiliary": self._auxiliary.state_dict(),
@@ -314,6 +328,7 @@ class SMPLoRA(Defence):
         """Keep the state until the proxy is built, which is when the first error's shape is known."""
         if state_dict:
             self._restored = state_dict
+            self._steps, self._denominator = state_dict["steps"], state_dict["denominator"]
             if self._auxiliary is not None:  # Lightning restores callbacks for validation and tests as well
                 self._auxiliary.load_state_dict(state_dict["auxiliary"])
 
@@ -326,6 +341,7 @@ _PAPER: dict[str, Any] = {
     "replay": 0,
     "shared_forward": False,
     "order": "attack_first",  # algorithm 1
+    "interval": 1,
     "aux_batch_size": 1,
     "aux_views": 0,
     "hidden": (512, 256),

@@ -1,0 +1,101 @@
+"""What the runs of `smp_lora_faces.py` show: privacy and utility over split seeds, and differences on equal records."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lightning_privacy.metrics.membership import Scores, paired_difference, pool_over_seeds
+
+Run = dict[str, Any]
+
+__all__ = ["summary"]
+
+
+def summary(path: Path, frontiers: Sequence[str]) -> str:
+    """Return a table over variants, and the recommended setting against each early-stopping frontier.
+
+    Args:
+        path: The runs, one a line.
+        frontiers: Undefended variants that were attacked along their way.
+    """
+    runs: dict[str, dict[int, Run]] = {}
+    for line in path.read_text().splitlines():
+        run = json.loads(line)
+        runs.setdefault(run["variant"], {})[run["seed"]] = run
+    undefended = runs.get("undefended", {})
+    lines = [
+        f"{'variant':38} {'seeds':>5} {'strongest attack, last epoch':>28} {'worst of all':>12} {'gain kept':>9} {'s/step':>7}"
+    ]
+    untuned = [strongest(run, 0) for run in undefended.values()]
+    if untuned:
+        lines.append(f"{'untuned':38} {len(untuned):5d} {interval(pool_over_seeds(untuned)):>28} {'':>12} {'0 %':>9}")
+    for name, mine in runs.items():
+        pooled = pool_over_seeds([strongest(run, last(run)) for run in mine.values()])
+        worst = sum(max(a["auroc"] for a in attacks(run, last(run))) for run in mine.values()) / len(mine)
+        seconds = sum(run["seconds_per_step"] for run in mine.values()) / len(mine)
+        kept = [gain(run) / gain(undefended[seed]) for seed, run in mine.items() if seed in undefended]
+        share = f"{100 * sum(kept) / len(kept):.0f} %" if kept else "-"
+        lines.append(f"{name:38} {len(mine):5d} {interval(pooled):>28} {worst:12.3f} {share:>9} {seconds:7.3f}")
+    lines += [
+        "",
+        "strongest attack of `recommended` minus that of a frontier at its first epoch with an equal or lower val loss:",
+    ]
+    lines += [difference(runs.get("recommended", {}), runs[name], name) for name in frontiers if name in runs]
+    lines += ["", *(curve(name, runs[name]) for name in frontiers if name in runs)]
+    return "\n".join(lines) + "\n"
+
+
+def difference(recommended: dict[int, Run], frontier: dict[int, Run], name: str) -> str:
+    first, second, stopped = [], [], []
+    for seed in sorted(recommended.keys() & frontier.keys()):
+        run, other = recommended[seed], frontier[seed]
+        epoch = first_epoch_at(other, run["val"][last(run)])
+        first.append(strongest(run, last(run)))
+        second.append(strongest(other, epoch))
+        stopped.append(int(epoch))
+    if not first:
+        return f"{name}: no seed in common"
+    return f"{name:38} {interval(paired_difference(first, second)):>28}   stopped at epochs {stopped}"
+
+
+def curve(name: str, mine: dict[int, Run]) -> str:
+    """Return the frontier's mean val loss and mean AUROC at each kept epoch."""
+    epochs = sorted({int(e) for run in mine.values() for e in run["attacks"]})
+    points = []
+    for epoch in map(str, epochs):
+        have = [run for run in mine.values() if epoch in run["attacks"]]
+        auroc = pool_over_seeds([strongest(run, epoch) for run in have], bootstrap=0).value
+        points.append(f"{epoch}: {sum(run['val'][epoch] for run in have) / len(have):.4f}/{auroc:.3f}")
+    return f"{name}, epoch: val loss/AUROC  " + "  ".join(points)
+
+
+def attacks(run: Run, epoch: str) -> list[dict[str, Any]]:
+    return run["attacks"][epoch]
+
+
+def strongest(run: Run, epoch: str | int) -> Scores:
+    """Return the scores of the attack that was chosen on records which are not scored."""
+    chosen = next(a for a in attacks(run, str(epoch)) if a["strongest"])
+    return tuple(torch.tensor(chosen[side], dtype=torch.float64) for side in ("member", "nonmember"))  # pyright: ignore[reportReturnType]
+
+
+def last(run: Run) -> str:
+    return max(run["attacks"], key=int)
+
+
+def gain(run: Run) -> float:
+    """Return how much the held-out loss fell, at the best epoch on `val`."""
+    return run["val"]["0"] - min(run["val"].values())
+
+
+def first_epoch_at(run: Run, loss: float) -> str:
+    """Return the first attacked epoch whose val loss is no higher; the best one if none is."""
+    ordered = sorted(run["attacks"], key=int)
+    return next((e for e in ordered if run["val"][e] <= loss), min(ordered, key=lambda e: run["val"][e]))
+
+
+def interval(metric: Any) -> str:
+    return f"{metric.value:.3f} [{metric.low:.3f}, {metric.high:.3f}]"
