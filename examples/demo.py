@@ -66,9 +66,14 @@ def main() -> int:
         raise SystemExit(f"{OUT} holds an earlier demo; remove it (rm -r {OUT}) to run again.")
     start = time.perf_counter()
     with ThreadPoolExecutor(2) as pool:
-        list(pool.map(lambda item: run(*item), RUNS.items()))
-    # The same run with fewer epochs: draws depend on seed, step and record alone, so it is the same trajectory.
-    run("early-stopped", [*UNDEFENDED, "--trainer.max_epochs", str(equal_loss_epoch())])
+        first = [pool.submit(run, name, RUNS[name]) for name in ("smp-recommended", "undefended")]
+        others = [pool.submit(run, name, extra) for name, extra in RUNS.items() if name not in ("smp-recommended", "undefended")]
+        for done in first:
+            done.result()
+        # The same run with fewer epochs: draws depend on seed, step and record alone, so it is the same trajectory.
+        others.append(pool.submit(run, "early-stopped", [*UNDEFENDED, "--trainer.max_epochs", str(equal_loss_epoch())]))
+        for done in others:
+            done.result()
     order = ("untuned", "undefended", "early-stopped", "mp-paper", "smp-paper", "smp-recommended")
     folders = [str(OUT / name) for name in order]
     print()

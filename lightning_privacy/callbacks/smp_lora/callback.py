@@ -84,7 +84,7 @@ class SMPLoRA(Defence):
 
     def __init__(
         self,
-        strength: float | int = 10.0,
+        strength: float | int = 4.0,  # chosen here on seeds 100 and 101, see card
         mode: Literal["smp", "mp"] = "smp",
         delta: float | int = 1e-5,  # paper, equation 10
         strength_end: float | int | None = None,
@@ -95,7 +95,7 @@ class SMPLoRA(Defence):
         shared_forward: bool = True,
         order: Literal["attack_first", "adapt_first"] = "attack_first",
         ratio: Literal["batch", "per_sample"] = "batch",
-        interval: int = 2,
+        interval: int = 1,
         aux_batch_size: int = 8,
         aux_views: int = 16,
         draws: int = 4,
