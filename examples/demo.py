@@ -32,6 +32,7 @@ RUNS = {
     "smp-paper": ["--config", str(FRAGMENTS / "smp_lora_paper.yaml"), *SHARED],
     "untuned": [*UNDEFENDED, "--trainer.max_epochs", "0"],
 }
+COMPARED = ("smp-recommended", "undefended")  # the early-stopped control needs both
 
 
 def run(name: str, extra: list[str]) -> None:
@@ -51,11 +52,12 @@ def run(name: str, extra: list[str]) -> None:
 
 
 def equal_loss_epoch() -> int:
-    """Return the first epoch at which the undefended run's validation loss is as low as the recommended run ever got."""
-    target = summarise(RunFolder(OUT / "smp-recommended")).best_val_loss
+    """Return the first epoch at which the undefended run's validation loss is as low as the recommended run's at its end."""
+    recommended = summarise(RunFolder(OUT / "smp-recommended")).val_loss
+    target = recommended[max(recommended)]
     undefended = summarise(RunFolder(OUT / "undefended"))
     steps_an_epoch = undefended.steps // int(undefended.settings["trainer"]["max_epochs"])
-    reached = [s for s, loss in sorted(undefended.val_loss.items()) if s and target is not None and loss <= target]
+    reached = [s for s, loss in sorted(undefended.val_loss.items()) if s and loss <= target]
     step = reached[0] if reached else min(undefended.val_loss, key=undefended.val_loss.__getitem__)
     return max(1, round(step / steps_an_epoch))
 
@@ -66,8 +68,8 @@ def main() -> int:
         raise SystemExit(f"{OUT} holds an earlier demo; remove it (rm -r {OUT}) to run again.")
     start = time.perf_counter()
     with ThreadPoolExecutor(2) as pool:
-        first = [pool.submit(run, name, RUNS[name]) for name in ("smp-recommended", "undefended")]
-        others = [pool.submit(run, name, extra) for name, extra in RUNS.items() if name not in ("smp-recommended", "undefended")]
+        first = [pool.submit(run, name, RUNS[name]) for name in COMPARED]
+        others = [pool.submit(run, name, extra) for name, extra in RUNS.items() if name not in COMPARED]
         for done in first:
             done.result()
         # The same run with fewer epochs: draws depend on seed, step and record alone, so it is the same trajectory.
