@@ -139,9 +139,6 @@ class Recorder(WandbLogger):
     def log_hyperparams(self, params):
         self.calls.append(("config", params))
 
-    def log_image(self, key, images):
-        self.calls.append(("image", key))
-
     def log_table(self, key, columns, data):
         self.calls.append(("table", key, len(data)))
 
@@ -153,19 +150,16 @@ def test_charts_log_only_what_is_new(trainer, fakes, tmp_path, monkeypatch):
     monkeypatch.setattr(wandb_charts, "_loggers", lambda trainer: [recorder])
     result = AttackResult("membership", "old", "x", 0, "", {}, {"auroc": Metric(0.5)}, roc=((0.0, 0.0), (1.0, 1.0)))
     run.append_result(result)
-    run.pictures.mkdir()
-    (run.pictures / "old.png").write_bytes(b"")
     charts = WandbCharts()
     charts.on_fit_start(trainer, fakes.Line())
     assert [c[0] for c in recorder.calls] == ["config"]
     charts.on_validation_end(trainer, fakes.Line())
     assert len(recorder.calls) == 1
     run.append_result(AttackResult(**{**result.__dict__, "attack": "new"}))
-    (run.pictures / "new.png").write_bytes(b"")
     charts.on_validation_end(trainer, fakes.Line())
     charts.on_fit_end(trainer, fakes.Line())
     assert recorder.calls[1:] == [
-        ("image", "pictures/new"), ("table", "attack/membership/roc_table", 2), ("chart", ["attack/membership/roc"]),
+        ("table", "attack/membership/roc_table", 2), ("chart", ["attack/membership/roc"]),
     ]  # fmt: skip
 
 

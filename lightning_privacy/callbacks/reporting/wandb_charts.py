@@ -1,8 +1,7 @@
-"""What W&B shows beside the scalars: pictures, logarithmic ROC curves, defences and versions in the config."""
+"""What W&B shows beside scalars and pictures: logarithmic ROC curves, defences and versions in the config."""
 
 import math
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as L
@@ -21,20 +20,18 @@ _LEAST_RATE = 1e-3
 
 
 class WandbCharts(L.Callback):
-    """Logs to W&B what audits and modules left in the run's folder; does nothing where no W&B logger is.
+    """Logs to W&B the ROC curves that audits left in the run's folder; does nothing where no W&B logger is.
 
     The folder stays the source: every new line of results.jsonl becomes a ROC (a table of at most 200 points and a
-    chart of log10 rates), every new picture an image.
+    chart of log10 rates). Pictures are logged by who makes them.
     """
 
     def __init__(self) -> None:
-        self._seen_pictures: set[Path] = set()
         self._seen_results: set[tuple[str, str, int]] = set()
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Put the resolved defences and the package versions into the run's config; note what is already there."""
         run = RunFolder(trainer.default_root_dir)
-        self._seen_pictures = set(_pictures(run))
         self._seen_results = {_key(r) for r in run.results()} if trainer.is_global_zero else set()
         for logger in _loggers(trainer):
             logger.log_hyperparams({"defences": defences_in_order(trainer), "versions": package_versions()})
@@ -53,11 +50,6 @@ class WandbCharts(L.Callback):
         if not loggers:
             return
         run = RunFolder(trainer.default_root_dir)
-        for picture in _pictures(run):
-            if picture not in self._seen_pictures:
-                self._seen_pictures.add(picture)
-                for logger in loggers:
-                    logger.log_image(key=f"pictures/{picture.stem}", images=[str(picture)])
         new = [r for r in run.results() if r.roc and _key(r) not in self._seen_results]
         self._seen_results |= {_key(r) for r in new}
         for family in sorted({r.family for r in new}):
@@ -116,10 +108,6 @@ def package_versions() -> dict[str, str]:
 
 def _loggers(trainer: L.Trainer) -> list[WandbLogger]:
     return [x for x in trainer.loggers if isinstance(x, WandbLogger)] if trainer.is_global_zero else []
-
-
-def _pictures(run: RunFolder) -> list[Path]:
-    return sorted(run.pictures.rglob("*.png")) if run.pictures.is_dir() else []
 
 
 def _key(result: AttackResult) -> tuple[str, str, int]:
