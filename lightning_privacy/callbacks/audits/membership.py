@@ -156,6 +156,13 @@ class MembershipAudit(L.Callback):
         return [*chosen, *more], notes
 
     def _logged(self, results: Sequence[AttackResult]) -> dict[str, float]:
-        values = {f"attack/membership/{r.attack}/{name}": m.value for r in results for name, m in r.metrics.items()}
-        top = next(r for r in results if r.strongest)
-        return {**values, "attack/membership/strongest/auroc": top.metrics["auroc"].value}
+        # A rate that too few records support is in results.jsonl with its reason; a chart could not show the reason.
+        values = {
+            f"attack/membership/{r.attack}/{name}": metric.value
+            for r in results
+            for name, metric in r.metrics.items()
+            if metric.valid
+        }
+        top = next(r for r in results if r.strongest).metrics["auroc"]
+        ends = {"auroc": top.value, "auroc_low": top.low, "auroc_high": top.high}
+        return {**values, **{f"attack/membership/strongest/{k}": v for k, v in ends.items() if v is not None}}
