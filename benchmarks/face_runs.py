@@ -27,6 +27,7 @@ class Variant:
     Args:
         defence: Arguments of `SMPLoRA`; None for an undefended run.
         members_and_aux: Train on the defence's auxiliary non-members as well.
+        aux_alone: Train on them and on no member; the scored "members" are then half of the auxiliaries.
         augment: Mirror and crop what is trained on at random.
         constant_lr: Keep the learning rate instead of letting it fall to zero by a cosine.
         lora: Further arguments of `StableDiffusionLoRA`.
@@ -34,6 +35,7 @@ class Variant:
 
     defence: Mapping[str, Any] | None = None
     members_and_aux: bool = False
+    aux_alone: bool = False
     augment: bool = False
     constant_lr: bool = False
     lora: Mapping[str, Any] = field(default_factory=dict)
@@ -126,14 +128,16 @@ class FaceRun:
 
 def make_split(variant: Variant, seed: int) -> MembershipSplit:
     split = MembershipSplit(Faces(people="21-40", augment=variant.augment), split_seed=seed)
-    if not variant.members_and_aux:
+    if not (variant.members_and_aux or variant.aux_alone):
         return split
     split.prepare_data()
     split.setup("fit")
     roles = {k: list(v) for k, v in split.roles.items()}
     extra = roles.pop("aux_nonmember")
-    # As auxiliary members, so that the records that are scored stay those of the other variants.
-    roles["member"], roles["aux_member"] = sorted(roles["member"] + extra), sorted(roles["aux_member"] + extra)
+    if variant.aux_alone:
+        roles["member"], roles["aux_member"] = extra, extra[::2]
+    else:  # as auxiliary members, so that the records that are scored stay those of the other variants
+        roles["member"], roles["aux_member"] = sorted(roles["member"] + extra), sorted(roles["aux_member"] + extra)
     return MembershipSplit(Faces(people="21-40", augment=variant.augment), split_seed=seed, roles=roles)
 
 

@@ -22,6 +22,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "undefended": {},
     "recommended": {"defence": {}},
     "undefended_members_and_aux": {"members_and_aux": True},
+    "undefended_aux_alone": {"aux_alone": True},
     "undefended_members_and_aux_augmented": {"members_and_aux": True, "augment": True},
     "undefended_short_20": {"epochs": 0.2},
     "undefended_short_40": {"epochs": 0.4},
@@ -58,7 +59,7 @@ def one(name: str, seed: int, epochs: int, every: int, out: Path) -> None:
     arguments = build(**spec.get("defence", {})).init_args if defended else None
     if arguments is not None:
         arguments.pop("seed")
-    options = {k: spec[k] for k in ("members_and_aux", "augment", "constant_lr") if k in spec}
+    options = {k: spec[k] for k in ("members_and_aux", "aux_alone", "augment", "constant_lr") if k in spec}
     epochs = round(epochs * spec.get("epochs", 1))
     run = train(Variant(arguments, **options), seed, epochs, every=every)
     last = max(run.watch.val)

@@ -239,10 +239,10 @@ class SMPLoRA(Defence):
             return read_error(self.proxy, error, reference, draw)
 
     def _remember(self, features: Tensor, indices: Tensor) -> Tensor:
-        assert_memory = self._memory
-        if assert_memory is None:
+        memory = self._memory
+        if memory is None:
             return features
-        return torch.cat([assert_memory.read(features[:, 0], indices)[:, None], features[:, 1:]], 1)
+        return torch.cat([memory.read(features[:, 0], indices)[:, None], features[:, 1:]], 1)
 
     def _fit_features(self, step: Step, members: Tensor, indices: Tensor, nonmembers: Tensor) -> tuple[Tensor, Tensor]:
         """Return what the proxy may be fitted on: auxiliary members only, of all ranks."""
