@@ -63,8 +63,8 @@ def one(name: str, seed: int, epochs: int, every: int, out: Path) -> None:
     epochs = round(epochs * spec.get("epochs", 1))
     run = train(Variant(arguments, **options), seed, epochs, every=every)
     last = max(run.watch.val)
-    # Undefended runs are attacked along their way: those are the early-stopping frontiers. No defended run ends with a
-    # val loss that they reach only after six tenths of the epochs (the summary says so where one does).
+    # Undefended runs are attacked along their way: those are the early-stopping frontiers. After six tenths only the end
+    # is attacked; the summary prints where a run was stopped, so that one matched only there can be seen.
     attacked = sorted({0, *(e for e in run.watch.val if e <= 0.6 * epochs)} | {last}) if name in FRONTIERS else [last]
     roles = [r for r in ("eval_member", "holdout", "attack_nonmember", "aux_nonmember") if run.split.indices(r)]
     record = {

@@ -39,7 +39,7 @@ def run(name: str, extra: list[str]) -> None:
     """Train, attack and measure one model in a process with one thread."""
     arguments = ["fit", *RECIPE, *LEAN, *extra, "--run_name", f"demo/{name}"]
     shown = [os.path.relpath(a, ROOT) if a.startswith(str(ROOT)) else a for a in arguments]
-    print("$ lightning-privacy", *shown, flush=True)
+    print(" ".join(["$ lightning-privacy", *shown]) + "\n", end="", flush=True)  # one write: two threads print
     start = time.perf_counter()
     OUT.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "WANDB_SILENT": "true"}
@@ -48,7 +48,7 @@ def run(name: str, extra: list[str]) -> None:
         code = subprocess.run(command, env=environment, stdout=log, stderr=subprocess.STDOUT, check=False).returncode
     if code:
         raise SystemExit(f"`{name}` failed; see {OUT / name}.log")
-    print(f"  {name}: {time.perf_counter() - start:.0f} s", flush=True)
+    print(f"  {name}: {time.perf_counter() - start:.0f} s\n", end="", flush=True)
 
 
 def equal_loss_epoch() -> int:
