@@ -97,17 +97,18 @@ class FaceRun:
         """Return the first kept epoch whose `val` loss is no higher; the best epoch if none is."""
         return next((e for e, v in sorted(self.watch.val.items()) if v <= loss), self.best_epoch())
 
-    def attack(self, epoch: int, draws: int = 2, bootstrap: int = 200) -> list[AttackResult]:
+    def attack(self, epoch: int, draws: int = 2, of_auxiliaries: bool = False) -> list[AttackResult]:
+        """Attack a kept epoch, for its members or, in their place, for the defence's auxiliary non-members."""
         load(self.module, self.watch.weights[epoch])
         return audit_membership(
             self.module,
-            self.split,
+            make_split(Variant(aux_alone=True), self.seed) if of_auxiliaries else self.split,
             [*ATTACKS, ProxyAwareAttack()],
             draws=draws,
             seed=self.seed,
-            bootstrap=bootstrap,
+            bootstrap=200,
             batch_size=64,
-            cache=self.cache,
+            cache={} if of_auxiliaries else self.cache,
             model=AuditedModel(step=epoch, epoch=epoch),
         )
 

@@ -27,23 +27,26 @@ def summary(path: Path, frontiers: Sequence[str]) -> str:
         runs.setdefault(run["variant"], {})[run["seed"]] = run
     undefended = runs.get("undefended", {})
     lines = [
-        f"{'variant':38} {'seeds':>5} {'strongest attack, last epoch':>28} {'worst of all':>12} {'gain kept':>9} {'s/step':>7}"
+        f"{'variant':38} {'seeds':>5} {'strongest attack, last epoch':>28} {'largest of all':>14} {'gain kept':>9} "
+        f"{'attack on auxiliaries':>28}"
     ]
     untuned = [strongest(run, 0) for run in undefended.values()]
     if untuned:
-        lines.append(f"{'untuned':38} {len(untuned):5d} {interval(pool_over_seeds(untuned)):>28} {'':>12} {'0 %':>9}")
+        lines.append(f"{'untuned':38} {len(untuned):5d} {interval(pool_over_seeds(untuned)):>28} {'':>14} {'0 %':>9}")
     for name, mine in runs.items():
         pooled = pool_over_seeds([strongest(run, last(run)) for run in mine.values()])
         worst = sum(max(a["auroc"] for a in attacks(run, last(run))) for run in mine.values()) / len(mine)
-        seconds = sum(run["seconds_per_step"] for run in mine.values()) / len(mine)
         kept = [gain(run) / gain(undefended[seed]) for seed, run in mine.items() if seed in undefended]
         share = f"{100 * sum(kept) / len(kept):.0f} %" if kept else "-"
-        lines.append(f"{name:38} {len(mine):5d} {interval(pooled):>28} {worst:12.3f} {share:>9} {seconds:7.3f}")
-    lines += [
-        "",
-        "strongest attack of `recommended` minus that of a frontier at its first epoch with an equal or lower val loss:",
-    ]
-    lines += [difference(runs.get("recommended", {}), runs[name], name) for name in frontiers if name in runs]
+        auxiliaries = [chosen(run["of_auxiliaries"]) for run in mine.values() if "of_auxiliaries" in run]
+        own = interval(pool_over_seeds(auxiliaries)) if auxiliaries else ""
+        lines.append(f"{name:38} {len(mine):5d} {interval(pooled):>28} {worst:14.3f} {share:>9} {own:>28}")
+    for defended in (name for name in ("recommended", "recommended_augmented") if name in runs):
+        lines += [
+            "",
+            f"strongest attack of `{defended}` minus a frontier's at its first epoch with an equal or lower val loss:",
+        ]
+        lines += [difference(runs[defended], runs[name], name) for name in frontiers if name in runs]
     lines += ["", *(curve(name, runs[name]) for name in frontiers if name in runs)]
     return "\n".join(lines) + "\n"
 
@@ -78,8 +81,12 @@ def attacks(run: Run, epoch: str) -> list[dict[str, Any]]:
 
 def strongest(run: Run, epoch: str | int) -> Scores:
     """Return the scores of the attack that was chosen on records which are not scored."""
-    chosen = next(a for a in attacks(run, str(epoch)) if a["strongest"])
-    return tuple(torch.tensor(chosen[side], dtype=torch.float64) for side in ("member", "nonmember"))  # pyright: ignore[reportReturnType]
+    return chosen(attacks(run, str(epoch)))
+
+
+def chosen(results: list[dict[str, Any]]) -> Scores:
+    one = next(attack for attack in results if attack["strongest"])
+    return tuple(torch.tensor(one[side], dtype=torch.float64) for side in ("member", "nonmember"))  # pyright: ignore[reportReturnType]
 
 
 def last(run: Run) -> str:

@@ -17,10 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from face_summary import summary
+from safetensors.torch import save_file
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "undefended": {},
     "recommended": {"defence": {}},
+    "recommended_augmented": {"defence": {}, "augment": True},
     "undefended_members_and_aux": {"members_and_aux": True},
     "undefended_aux_alone": {"aux_alone": True},
     "undefended_members_and_aux_augmented": {"members_and_aux": True, "augment": True},
@@ -39,7 +41,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "ablate_scalar": {"defence": {"proxy": "scalar"}},
     "ablate_error_map": {"defence": {"proxy": "error_map"}},
     "ablate_independent_draw": {"defence": {"shared_forward": False}},
-    "ablate_memory": {"defence": {"memory": 0.8}},
     "ablate_strength_2": {"defence": {"strength": 2.0}},
     "ablate_strength_10": {"defence": {"strength": 10.0}},
     "mp_calibrated": {"defence": {"mode": "mp", "strength": 0.3}},
@@ -47,7 +48,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 FRONTIERS = ("undefended", "undefended_members_and_aux", "undefended_members_and_aux_augmented", "undefended_augmented")
 
 
-def one(name: str, seed: int, epochs: int, every: int, out: Path) -> None:
+def one(name: str, seed: int, epochs: int, every: int, out: Path, adapters: Path | None = None) -> None:
     """Train and attack one variant on one split, and append what was measured."""
     from face_runs import Variant, train
 
@@ -77,6 +78,12 @@ def one(name: str, seed: int, epochs: int, every: int, out: Path) -> None:
         "attacks": {e: [scores(result) for result in run.attack(e)] for e in attacked},
         "trace": run.watch.trace,
     }
+    if defended:
+        record["of_auxiliaries"] = [scores(result) for result in run.attack(last, of_auxiliaries=True)]
+    if adapters is not None:
+        adapters.mkdir(parents=True, exist_ok=True)
+        for epoch in attacked:
+            save_file(run.watch.weights[epoch], adapters / f"{name}-{seed}-{epoch}.safetensors")
     with (out / "runs.jsonl").open("a") as file:
         file.write(json.dumps(rounded(record)) + "\n")
 
@@ -111,17 +118,19 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=10, help="epochs between validations, kept weights and attacks")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/smp_lora_faces"))
+    parser.add_argument("--adapters", type=Path, help="folder for the attacked adapters, for attacks to come")
     parser.add_argument("--one", nargs=2, metavar=("VARIANT", "SEED"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     if args.one:
-        one(args.one[0], int(args.one[1]), args.epochs, args.every, args.out)
+        one(args.one[0], int(args.one[1]), args.epochs, args.every, args.out, args.adapters)
         return
     log = args.out / "runs.jsonl"
     done = {(r["variant"], r["seed"]) for r in map(json.loads, log.read_text().splitlines())} if log.exists() else set()
     todo = [(v, s) for v in args.variants for s in args.seeds if (v, s) not in done]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
     common = ["--epochs", str(args.epochs), "--every", str(args.every), "--out", str(args.out)]
+    common += ["--adapters", str(args.adapters)] if args.adapters else []
 
     def start(job: tuple[str, int]) -> None:
         command = [sys.executable, "-W", "ignore", __file__, "--one", job[0], str(job[1]), *common]

@@ -6,11 +6,11 @@ Every row of the table is a run folder that an ordinary command line made; the c
 records that are scored: the early-stopped control stops where its validation loss first reaches the recommended run's.
 """
 
+import multiprocessing
 import os
-import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 from lightning_privacy.cli.main import main as lightning_privacy
@@ -36,18 +36,20 @@ COMPARED = ("smp-recommended", "undefended")  # the early-stopped control needs 
 
 
 def run(name: str, extra: list[str]) -> None:
-    """Train, attack and measure one model in a process with one thread."""
+    """Train, attack and measure one model, as its command line would, with the output in a log file."""
     arguments = ["fit", *RECIPE, *LEAN, *extra, "--run_name", f"demo/{name}"]
     shown = [os.path.relpath(a, ROOT) if a.startswith(str(ROOT)) else a for a in arguments]
-    print(" ".join(["$ lightning-privacy", *shown]) + "\n", end="", flush=True)  # one write: two threads print
+    print(" ".join(["$ lightning-privacy", *shown]) + "\n", end="", flush=True)  # one write: two processes print
     start = time.perf_counter()
-    OUT.mkdir(parents=True, exist_ok=True)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "WANDB_SILENT": "true"}
+    terminal = os.dup(1)
     with (OUT / f"{name}.log").open("w") as log:
-        command = [sys.executable, "-m", "lightning_privacy.cli", *arguments]
-        code = subprocess.run(command, env=environment, stdout=log, stderr=subprocess.STDOUT, check=False).returncode
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+        code = lightning_privacy(arguments)
+        sys.stdout.flush()
+    os.dup2(terminal, 1)
     if code:
-        raise SystemExit(f"`{name}` failed; see {OUT / name}.log")
+        raise RuntimeError(f"`{name}` failed; see {OUT / name}.log")
     print(f"  {name}: {time.perf_counter() - start:.0f} s\n", end="", flush=True)
 
 
@@ -62,12 +64,21 @@ def equal_loss_epoch() -> int:
     return max(1, round(step / steps_an_epoch))
 
 
+def processes() -> ProcessPoolExecutor:
+    """Return a pool that runs two models at a time, each in a fresh process of one thread that has imported already."""
+    os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "WANDB_SILENT": "true"}
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["lightning_privacy.cli.train", "diffusers", "peft", "wandb", "timm"])
+    return ProcessPoolExecutor(2, mp_context=context, max_tasks_per_child=1)
+
+
 def main() -> int:
     """Run everything, two models at a time, and print the table."""
     if (OUT / "undefended").exists():
         raise SystemExit(f"{OUT} holds an earlier demo; remove it (rm -r {OUT}) to run again.")
+    OUT.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
-    with ThreadPoolExecutor(2) as pool:
+    with processes() as pool:
         first = [pool.submit(run, name, RUNS[name]) for name in COMPARED]
         others = [pool.submit(run, name, extra) for name, extra in RUNS.items() if name not in COMPARED]
         for done in first:

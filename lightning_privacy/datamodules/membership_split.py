@@ -254,17 +254,20 @@ class MembershipSplit(L.LightningDataModule):
         """Return the records that are scored once."""
         return self.loader("holdout")
 
-    def stream(self, role: str, batch_size: int, seed: int) -> RoleStream:
+    def stream(self, role: str, batch_size: int, seed: int, repeat: int = 0) -> RoleStream:
         """Return endless batches of a role, sharded by rank.
 
         Args:
             role: A role or ``eval_member``.
             batch_size: Records a batch and process.
             seed: Seed of the order.
+            repeat: Passes after which the same batches come again; 0 for never.
         """
         rank, world = rank_and_world(self.trainer)
         collate = self.pool.options["collate_fn"]
-        return RoleStream(self.subset(role), collate, batch_size, seed, role, rank=rank, world_size=world)
+        return RoleStream(
+            self.subset(role), collate, batch_size, seed, role, rank=rank, world_size=world, repeat=repeat
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Return the split's hash; the place in the training order is the loader's, which Lightning saves too."""

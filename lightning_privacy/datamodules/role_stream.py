@@ -47,11 +47,13 @@ class RoleBatch:
         batch: What the inner datamodule's collate function made of the records.
         indices: Their dataset indices.
         passes: How often each was read before.
+        place: Records that all processes read before this batch; with ``repeat``, since the sequence began again.
     """
 
     batch: Any
     indices: list[int]
     passes: list[int]
+    place: int
 
 
 class RoleStream(Iterator[RoleBatch]):
@@ -68,6 +70,7 @@ class RoleStream(Iterator[RoleBatch]):
         name: The role.
         rank: This process.
         world_size: Number of processes.
+        repeat: Passes after which the same batches come again, in the same order; 0 for an order of its own each pass.
 
     Raises:
         SplitError: The role is empty.
@@ -82,12 +85,13 @@ class RoleStream(Iterator[RoleBatch]):
         name: str,
         rank: int = 0,
         world_size: int = 1,
+        repeat: int = 0,
     ) -> None:
         if not len(records):
             raise SplitError(f"There is no stream of `{name}`: no record has this role. Raise its fraction.")
         self.records, self.collate_fn, self.name = records, collate_fn, name
         self.batch_size, self.seed, self.rank, self.world_size = batch_size, seed, rank, world_size
-        self.position = 0
+        self.position, self.repeat = 0, repeat
         self._pass: tuple[int, list[int]] = (-1, [])
 
     def _place(self, place: int) -> tuple[int, int]:
@@ -105,8 +109,9 @@ class RoleStream(Iterator[RoleBatch]):
 
     def __next__(self) -> RoleBatch:
         """Read the next batch."""
+        place = self.position
         first = self.position + self.rank * self.batch_size
-        places = [self._place(place) for place in range(first, first + self.batch_size)]
+        places = [self._place(each) for each in range(first, first + self.batch_size)]
         with own_random_state("stream items", self.seed, self.name, first):
             items = []
             for number, index in places:
@@ -115,7 +120,9 @@ class RoleStream(Iterator[RoleBatch]):
                 items.append(item)
             batch = self.collate_fn(items)
         self.position += self.batch_size * self.world_size
-        return RoleBatch(batch, [index for _, index in places], [number for number, _ in places])
+        if self.repeat and self.position >= self.repeat * len(self.records):
+            self.position = 0
+        return RoleBatch(batch, [index for _, index in places], [number for number, _ in places], place)
 
     def state_dict(self) -> dict[str, int]:
         """Return the position (records read by all processes together) as plain integers, the same on every rank."""

@@ -6,6 +6,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from lightning_privacy.callbacks import SMPLoRA
+from lightning_privacy.callbacks.smp_lora.observer import ModelObserver
+from lightning_privacy.callbacks.smp_lora.reader import FeatureReader
 from lightning_privacy.errors import DefenceConflictError, InputError, MissingProtocolError, NoEffectError
 from lightning_privacy.properties import Property
 from lightning_privacy.testing.settings import split_images
@@ -55,7 +57,7 @@ def undefended():
     [
         {},
         {"mode": "mp"},
-        {"memory": 0.9},
+        {"interval": 2},
         {"proxy": "error_map", "gain": "members", "shared_forward": False, "dropout": 0.5},
         {"proxy": "pooled_map", "order": "adapt_first"},
         {"proxy": "scalar"},
@@ -69,7 +71,7 @@ def test_strength_zero_trains_the_undefended_model_bit_for_bit(undefended, kwarg
     assert all(torch.equal(value, undefended[name]) for name, value in weights(module).items())
 
 
-@pytest.mark.parametrize("kwargs", [{}, {"mode": "mp"}, {"ratio": "per_sample"}, {"memory": 0.9}])
+@pytest.mark.parametrize("kwargs", [{}, {"mode": "mp"}, {"ratio": "per_sample"}, {"interval": 2}])
 def test_strength_changes_the_model(undefended, kwargs):
     module = TinyDenoiser()
     trainer = fit(module, split_images(), SMPLoRA(strength=0.5, **SMALL, **kwargs))
@@ -130,8 +132,8 @@ def test_separability_depends_on_the_ratio():
     [
         ({"strength": -1.0}, "`strength` is -1.0"),
         ({"strength": float("nan")}, "`strength` is nan"),
-        ({"memory": 1.0}, "`memory` is 1.0"),
-        ({"memory": 0.5, "proxy": "scalar"}, "does not fit `proxy: scalar`"),
+        ({"interval": 0}, "`interval` is 0"),
+        ({"aux_views": -1}, "`aux_views` is -1"),
         ({"aux_batch_size": 0}, "at least one non-member"),
         ({"strength": 0.0, "strength_end": 1.0}, "above 0"),
     ],
@@ -186,3 +188,36 @@ def test_auxiliary_batches_are_not_the_users_batches():
     assert isinstance(loader, DataLoader)
     members = {data.record_ids[i] for i in data.roles["member"]}
     assert not members & {data.record_ids[i] for i in data.roles["aux_nonmember"]}
+
+
+def test_reference_errors_of_the_auxiliaries_are_computed_once_a_place_in_the_bank(monkeypatch):
+    data, defence, asked, computed = split_images(), SMPLoRA(bank=1, **SMALL), [], []
+    features, references = FeatureReader.features, ModelObserver.references
+
+    def spy_features(self, module, *observations):
+        asked.append(observations[1])
+        return features(self, module, *observations)
+
+    def spy_references(self, module, pairs):
+        computed.append(len(pairs))
+        return references(self, module, pairs)
+
+    monkeypatch.setattr(FeatureReader, "features", spy_features)
+    monkeypatch.setattr(ModelObserver, "references", spy_references)
+    fit(TinyDenoiser(), data, defence)
+    places = {seen.place for seen in asked}
+    assert len(asked) > len(places) == len(data.roles["aux_nonmember"]) // 4
+    assert computed == [2] * len(places) + [1] * (len(asked) - len(places))
+    for seen in asked[len(places) :]:
+        first = next(other for other in asked if other.place == seen.place)
+        assert torch.equal(seen.batch["image"], first.batch["image"])
+        assert torch.equal(seen.draw.timesteps, first.draw.timesteps)
+
+
+def test_one_forward_pass_gives_the_references_of_two_batches():
+    module, observer = TinyDenoiser(), ModelObserver(TinyDenoiser())
+    pictures, names = torch.rand(5, 3, 8, 8), torch.arange(5)
+    batches = [{"image": pictures[part], "record": names[part]} for part in (slice(3), slice(3, 5))]
+    pairs = [(batch, observer.draw(module, batch, i)) for i, batch in enumerate(batches)]
+    for joined, (batch, draw) in zip(observer.references(module, pairs), pairs, strict=True):
+        torch.testing.assert_close(joined, observer.references(module, [(batch, draw)])[0])

@@ -5,7 +5,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_privacy.callbacks.smp_lora.evidence import RecordMemory, Replay
 from lightning_privacy.callbacks.smp_lora.functional import (
     batch_gain,
     calibrated_feature,
@@ -16,6 +15,7 @@ from lightning_privacy.callbacks.smp_lora.functional import (
     smp_objective,
 )
 from lightning_privacy.callbacks.smp_lora.proxy import ProxyMLP, read_error
+from lightning_privacy.callbacks.smp_lora.replay import Replay
 from lightning_privacy.errors import InputError
 from lightning_privacy.protocols import Draw
 
@@ -106,21 +106,6 @@ def test_proxy_dropout_leaves_the_global_random_state_alone():
     assert torch.equal(torch.random.get_rng_state(), before)
     assert not torch.equal(first, second)
     assert torch.equal(proxy(torch.ones(3, 4)), proxy(torch.ones(3, 4)))
-
-
-def test_memory_is_a_running_mean_with_the_current_gradient():
-    memory = RecordMemory(5, decay=0.999999, device=torch.device("cpu"))
-    indices = torch.tensor([3, 1])
-    memory.read(torch.tensor([1.0, 10.0]), indices)
-    feature = torch.tensor([3.0, 20.0], requires_grad=True)
-    value = memory.read(feature, indices)
-    torch.testing.assert_close(value, torch.tensor([2.0, 15.0]), rtol=1e-4, atol=1e-4)
-    value.sum().backward()
-    assert torch.equal(feature.grad, torch.ones(2))
-    other = RecordMemory(5, 0.999999, torch.device("cpu"))
-    other.load_state_dict(memory.state_dict())
-    assert torch.equal(other.mean, memory.mean)
-    assert float(memory.mean[0]) == 0
 
 
 def test_replay_keeps_the_last_steps():

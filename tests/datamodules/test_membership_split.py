@@ -116,6 +116,19 @@ def test_streams_are_shared_between_ranks_and_continue():
         ready(ToyImages(n=40), fractions={"val": 0}).stream("val", 1, 0)
 
 
+def test_a_repeating_stream_starts_again_after_its_passes():
+    split = ready(ToyImages(n=40))
+    records = len(split.roles["aux_nonmember"])
+    stream, endless = split.stream("aux_nonmember", 3, 3, repeat=2), split.stream("aux_nonmember", 3, 3)
+    first = [next(stream) for _ in range(-(-2 * records // 3))]
+    assert [batch.indices for batch in first] == [next(endless).indices for _ in first]
+    assert stream.peek() == first[0].indices
+    again = [next(stream) for _ in first]
+    for attribute in ("indices", "passes", "place"):
+        assert [getattr(b, attribute) for b in again] == [getattr(b, attribute) for b in first]
+    assert [batch.place for batch in first] == [3 * k for k in range(len(first))]
+
+
 def _saved(state):
     import io
 

@@ -38,12 +38,12 @@ class AuxiliaryBatches:
         self.trainer = trainer
         size: int = defence.aux_batch_size  # pyright: ignore[reportAttributeAccessIssue]
         seed = derive_seed(defence.seed, "auxiliary streams")  # pyright: ignore[reportAttributeAccessIssue]
-        self._nonmembers = self.split.stream("aux_nonmember", size, seed)
-        self._members = self.split.stream("aux_member", size, seed + 1)
         self._views: int = defence.aux_views  # pyright: ignore[reportAttributeAccessIssue]
+        bank: int = defence.bank  # pyright: ignore[reportAttributeAccessIssue]
+        self._nonmembers = self.split.stream("aux_nonmember", size, seed, repeat=bank)
+        self._members = self.split.stream("aux_member", size, seed + 1)
         self._seed = seed
-        self.records = len(self.split.record_ids)
-        self._aux = torch.zeros(self.records, dtype=torch.bool)
+        self._aux = torch.zeros(len(self.split.record_ids), dtype=torch.bool)
         self._aux[self.split.roles["aux_member"]] = True
         self._calls = 0
 
@@ -57,35 +57,37 @@ class AuxiliaryBatches:
         self._aux = self._aux.to(indices.device)
         return self._aux[indices]
 
-    def nonmembers(self) -> tuple[Any, Int[Tensor, " batch"]]:
-        """Return the next batch of auxiliary non-members, on the device, and its indices; as views if asked for."""
-        item, batch, indices = self._read(self._nonmembers)
+    def nonmembers(self) -> tuple[Any, int | None]:
+        """Return the next batch of auxiliary non-members, on the device, and its place in the bank, None without one.
+
+        A place in the bank gives the same records, views and draws each time.
+        """
+        item = next(self._nonmembers)
+        batch = self.trainer.strategy.batch_to_device(item.batch)
+        place = item.place if self._nonmembers.repeat else None
         if not self._views:
-            return batch, indices
-        place = picture_place(batch)
-        if place is None:
+            return batch, place
+        pictures = picture_place(batch)
+        if pictures is None:
             self._views = 0
             rank_zero_info(
                 "SMPLoRA: the batches hold no pictures, so its auxiliary non-members are used as they are and may be "
                 "memorised (`aux_views: 0` says so too and ends this line)."
             )
-            return batch, indices
+            return batch, place
         keys = [
             (self._seed, index, number % self._views) for index, number in zip(item.indices, item.passes, strict=True)
         ]
-        return with_views(batch, place, keys), indices
+        return with_views(batch, pictures, keys), place
 
-    def aux_members(self) -> tuple[Any, Int[Tensor, " batch"]]:
-        """Return the next batch of auxiliary members, on the device, and its indices."""
-        return self._read(self._members)[1:]
+    def members(self) -> Any:
+        """Return the next batch of auxiliary members, on the device."""
+        return self.trainer.strategy.batch_to_device(next(self._members).batch)
 
-    def _read(self, stream: Any) -> tuple[Any, Any, Int[Tensor, " batch"]]:
-        item = next(stream)
-        batch = self.trainer.strategy.batch_to_device(item.batch)
-        return item, batch, torch.as_tensor(item.indices, device=self.trainer.strategy.root_device)
-
-    def key(self, draw: int) -> tuple[int | str, ...]:
-        """Return a key that no other draw of this run has."""
+    def key(self, draw: int, place: int | None) -> tuple[int | str, ...]:
+        """Return the key of a draw: the same at each visit of a place in the bank, else one that no other draw has."""
+        if place is not None:
+            return ("bank", place, draw)
         self._calls += 1
         return ("draw", self._calls, draw)
 

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from lightning_privacy.callbacks.smp_lora import functional as math
 from lightning_privacy.callbacks.smp_lora.auxiliary import AuxiliaryBatches
-from lightning_privacy.callbacks.smp_lora.evidence import RecordMemory, Replay
 from lightning_privacy.callbacks.smp_lora.observer import ModelObserver
-from lightning_privacy.callbacks.smp_lora.proxy import ProxyInput, ProxyMLP, check_features, read_error
+from lightning_privacy.callbacks.smp_lora.proxy import ProxyInput, ProxyMLP, check_features
+from lightning_privacy.callbacks.smp_lora.reader import FeatureReader
+from lightning_privacy.callbacks.smp_lora.replay import Replay
 from lightning_privacy.core.defence import Defence, Slot, Step
 from lightning_privacy.core.import_path import import_object
 from lightning_privacy.core.randomness import derive_seed
@@ -20,7 +21,6 @@ from lightning_privacy.core.ranks import gather_rows, mean_over_ranks
 from lightning_privacy.core.side_learner import SideLearner
 from lightning_privacy.errors import InputError
 from lightning_privacy.properties import Property
-from lightning_privacy.protocols import Draw
 
 __all__ = ["SMPLoRA"]
 
@@ -40,7 +40,6 @@ class SMPLoRA(Defence):
         strength_end: Weight at the last step; the weight moves from ``strength`` geometrically. None keeps it constant.
         gain: ``two_sided`` (equation 5: members and non-members) or ``members`` (as released).
         proxy: What the proxy reads: ``calibrated``, ``error_map``, ``pooled_map``, ``scalar`` or ``multi_t``.
-        memory: Share kept, at each visit, of a running mean of each record's calibrated feature; 0 switches it off.
         replay: Steps whose features the proxy is fitted on; 0 for the current step alone.
         shared_forward: Read the gain from the errors of the training step itself instead of an independent draw.
         order: ``attack_first`` (algorithm 1) or ``adapt_first`` (released code).
@@ -49,6 +48,8 @@ class SMPLoRA(Defence):
         aux_batch_size: Auxiliary non-members a step and process.
         aux_views: Mirrored, turned and cropped versions of each auxiliary non-member to train against; 0 for the record
             itself, which ``two_sided`` then memorises.
+        bank: Passes over the auxiliary non-members after which the same views and draws come again, so that their
+            reference errors are known; 0 for draws that never come again. Too few are memorised.
         draws: Draws a record for ``multi_t``.
         hidden: Widths of the proxy's hidden layers.
         dropout: Share of the proxy's hidden units dropped while it is fitted.
@@ -90,7 +91,6 @@ class SMPLoRA(Defence):
         strength_end: float | int | None = None,
         gain: Literal["two_sided", "members"] = "two_sided",
         proxy: ProxyInput = "calibrated",
-        memory: float | int = 0.0,
         replay: int = 30,
         shared_forward: bool = True,
         order: Literal["attack_first", "adapt_first"] = "attack_first",
@@ -98,6 +98,7 @@ class SMPLoRA(Defence):
         interval: int = 1,
         aux_batch_size: int = 8,
         aux_views: int = 16,
+        bank: int = 64,
         draws: int = 4,
         hidden: tuple[int, ...] = (32, 32),
         dropout: float | int = 0.0,
@@ -111,25 +112,21 @@ class SMPLoRA(Defence):
         for argument, value in {"strength": strength, "delta": delta, "strength_end": strength_end or 0.0}.items():
             if not 0 <= value < float("inf"):
                 raise InputError(f"SMPLoRA: `{argument}` is {value}; it must be a finite number, at least 0.")
-        if not 0 <= memory < 1:
-            raise InputError(f"SMPLoRA: `memory` is {memory}; it must be at least 0 and below 1.")
         if aux_batch_size < 1:
             raise InputError(f"SMPLoRA: `aux_batch_size` is {aux_batch_size}; the proxy needs at least one non-member.")
         if interval < 1:
             raise InputError(f"SMPLoRA: `interval` is {interval}; it must be at least 1.")
-        if aux_views < 0:
-            raise InputError(f"SMPLoRA: `aux_views` is {aux_views}; it must be at least 0.")
-        if memory and proxy != "calibrated":
-            raise InputError(f"SMPLoRA: `memory` averages the calibrated feature; it does not fit `proxy: {proxy}`.")
+        if aux_views < 0 or bank < 0:
+            raise InputError(f"SMPLoRA: `aux_views` is {aux_views} and `bank` is {bank}; both must be at least 0.")
         if strength_end is not None and (strength == 0 or strength_end == 0):
             raise InputError("SMPLoRA: a geometric schedule needs `strength` and `strength_end` above 0.")
         super().__init__()
         self.strength, self.mode, self.delta, self.strength_end = strength, mode, delta, strength_end
-        self.gain, self.memory, self.replay = gain, memory, replay
+        self.gain, self.replay = gain, replay
         self.proxy: ProxyInput = proxy
         self.shared_forward, self.order, self.ratio = shared_forward, order, ratio
         self.interval = interval
-        self.aux_batch_size, self.aux_views, self.draws = aux_batch_size, aux_views, draws
+        self.aux_batch_size, self.aux_views, self.bank, self.draws = aux_batch_size, aux_views, bank, draws
         self.hidden, self.dropout, self.lr, self.weight_decay = tuple(hidden), dropout, lr, weight_decay
         self.proxy_steps, self.error_fn, self.draw_fn, self.seed = proxy_steps, error_fn, draw_fn, seed
         broken = {Property.SIDE_STATE_PRIVATE}  # the proxy is fitted on members
@@ -156,10 +153,10 @@ class SMPLoRA(Defence):
 
     def prepare(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Build the observer and open the auxiliary streams; the proxy is built when it first sees an error's shape."""
-        self._observer = ModelObserver(
-            module, import_object(self.error_fn), import_object(self.draw_fn), derive_seed(self.seed, "smp_lora")
-        )
+        functions = import_object(self.error_fn), import_object(self.draw_fn)
+        observer = ModelObserver(module, *functions, derive_seed(self.seed, "smp_lora"))
         self._auxiliary = AuxiliaryBatches(self, trainer)
+        self._reader = FeatureReader(observer, self._auxiliary, self.proxy, self.draws)
         self._learner = None
         self._steps, self._denominator = 0, torch.ones(())
 
@@ -172,13 +169,10 @@ class SMPLoRA(Defence):
             derive_seed(self.seed, "proxy"),
         )
         self._replay = Replay(self.replay)
-        self._memory = RecordMemory(self._auxiliary.records, self.memory, device) if self.memory else None
         if self._restored is not None:
             check_features(self._restored["proxy"]["module"]["hidden.0.weight"].shape[1], features.shape[1])
             learner.load_state_dict(self._restored["proxy"])
             self._replay.load_state_dict(self._restored["replay"], device)
-            if self._memory is not None:
-                self._memory.load_state_dict(self._restored["memory"])
             self._restored = None
         return learner
 
@@ -192,19 +186,15 @@ class SMPLoRA(Defence):
         if (self._steps - 1) % self.interval:
             # On the scale of the steps with a gain: Adam compares the sizes of gradients.
             return step.loss / self._denominator.to(step.loss) if self.mode == "smp" else step.loss
-        if self.shared_forward and step.shared_error is not None and step.shared_draw is not None:
-            members = self._read(step, step.batch, step.shared_error, step.shared_draw)
-        else:
-            members = self._read(step, step.batch)
-        nonmember_batch, nonmember_indices = self._auxiliary.nonmembers()
+        error, draw = (step.shared_error, step.shared_draw) if self.shared_forward else (None, None)
+        mine = self._reader.observe(step.module, step.batch, error, draw)
+        auxiliary, place = self._auxiliary.nonmembers()
         with torch.set_grad_enabled(self.gain == "two_sided"):
-            nonmembers = self._read(step, nonmember_batch)
+            others = self._reader.observe(step.module, auxiliary, place=place)
+        members, nonmembers = self._reader.features(step.module, mine, others)
         with torch.autocast(device_type, enabled=False):
             if self._learner is None:
                 self._learner = self._build(members)
-            if self._memory is not None:
-                members = self._remember(members, indices)
-                nonmembers = self._remember(nonmembers, nonmember_indices)
             fit_members, fit_nonmembers = self._fit_features(step, members, indices, nonmembers)
             if self.order == "attack_first":
                 self._fit(fit_members, fit_nonmembers)
@@ -221,37 +211,14 @@ class SMPLoRA(Defence):
             self._fit(*self._pending)
             self._pending = None
 
-    def _read(
-        self, step: Step, batch: Any, error: Tensor | None = None, draw: Draw | None = None
-    ) -> Float[Tensor, "n features"]:
-        module = step.module
-        if self.proxy == "multi_t":
-            first = [(error, draw)] if error is not None and draw is not None else []
-            more = [self._auxiliary.key(k) for k in range(self.draws - len(first))]
-            keyed = [self._observer.draw(module, batch, *key) for key in more]
-            errors = [e for e, _ in first] + [self._observer.error(module, batch, d) for d in keyed]
-            return read_error("multi_t", torch.stack(errors, 1))
-        if error is None or draw is None:
-            draw = self._observer.draw(module, batch, *self._auxiliary.key(0))
-            error = self._observer.error(module, batch, draw)
-        reference = self._observer.reference(module, batch, draw) if self.proxy == "calibrated" else None
-        with torch.autocast(error.device.type, enabled=False):
-            return read_error(self.proxy, error, reference, draw)
-
-    def _remember(self, features: Tensor, indices: Tensor) -> Tensor:
-        memory = self._memory
-        if memory is None:
-            return features
-        return torch.cat([memory.read(features[:, 0], indices)[:, None], features[:, 1:]], 1)
-
     def _fit_features(self, step: Step, members: Tensor, indices: Tensor, nonmembers: Tensor) -> tuple[Tensor, Tensor]:
         """Return what the proxy may be fitted on: auxiliary members only, of all ranks."""
         if self.shared_forward:
             mine = members.detach()[self._auxiliary.is_aux_member(indices)]
         else:
-            batch, _ = self._auxiliary.aux_members()
             with torch.no_grad():
-                mine = self._read(step, batch)
+                seen = self._reader.observe(step.module, self._auxiliary.members())
+                mine = self._reader.features(step.module, seen)[0]
         return gather_rows(mine), gather_rows(nonmembers.detach())
 
     def _fit(self, members: Tensor, nonmembers: Tensor) -> None:
@@ -314,15 +281,12 @@ class SMPLoRA(Defence):
         place = {"steps": self._steps, "denominator": self._denominator.cpu()}
         if self._learner is None:  # not built since the run was resumed: what was loaded still holds
             return {} if self._restored is None else {**self._restored, **place}
-        state = {
+        return {
             **place,
             "proxy": self._learner.state_dict(),
             "replay": self._replay.state_dict(),
             "auxiliary": self._auxiliary.state_dict(),
         }
-        if self._memory is not None:
-            state["memory"] = self._memory.state_dict()
-        return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep the state until the proxy is built, which is when the first error's shape is known."""
@@ -344,6 +308,7 @@ _PAPER: dict[str, Any] = {
     "interval": 1,
     "aux_batch_size": 1,
     "aux_views": 0,
+    "bank": 0,
     "hidden": (512, 256),
     "dropout": 0.5,  # released code
     "lr": 1e-5,  # table 5

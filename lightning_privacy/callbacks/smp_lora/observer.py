@@ -1,6 +1,6 @@
 """How the defence sees the model's errors, on any batch, now and before fine-tuning."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lightning_privacy.callbacks.smp_lora.joined import batch_size, joined_batch, joined_draw
 from lightning_privacy.core.defence import require
 from lightning_privacy.core.randomness import seeded_generator
 from lightning_privacy.errors import InputError, MissingProtocolError
@@ -80,10 +81,23 @@ class ModelObserver:
             )
         return error.float()
 
-    def reference(self, module: L.LightningModule, batch: Batch, draw: Draw) -> Float[Tensor, "batch ..."]:
-        """Return the error of the model before fine-tuning on the same draw, without a graph."""
+    def references(
+        self, module: L.LightningModule, pairs: Sequence[tuple[Batch, Draw]]
+    ) -> list[Float[Tensor, "batch ..."]]:
+        """Return the errors of the model before fine-tuning, without a graph, in one forward pass where batches allow it.
+
+        Args:
+            module: The user's module.
+            pairs: Batches and the draws to measure them on.
+        """
+        if not pairs:
+            return []
         with torch.no_grad(), reference_context(module):
-            return self.error(module, batch, draw)
+            batch, draw = joined_batch([batch for batch, _ in pairs]), joined_draw([draw for _, draw in pairs])
+            if len(pairs) == 1 or batch is None or draw is None:
+                return [self.error(module, *pair) for pair in pairs]
+            sizes = [batch_size(batch) for batch, _ in pairs]
+            return list(self.error(module, batch, draw).split(sizes))
 
 
 def reference_context(module: L.LightningModule) -> AbstractContextManager[Any]:
