@@ -32,15 +32,15 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "paper_mp": {"setting": "paper", "defence": {"mode": "mp"}},
     "undefended_augmented": {"augment": True},
     "released": {"setting": "released"},
+    "interval_2": {"defence": {"interval": 2, "strength": 10.0}},
+    "ablate_members_only": {"defence": {"gain": "members"}},
+    "ablate_error_map": {"defence": {"proxy": "error_map"}},
+    "ablate_scalar": {"defence": {"proxy": "scalar"}},
     "ablate_no_views": {"defence": {"aux_views": 0}},
+    "ablate_no_replay": {"defence": {"replay": 0}},
+    "ablate_independent_draw": {"defence": {"shared_forward": False}},
     "ablate_constant_lr": {"defence": {}, "constant_lr": True},
     "undefended_constant_lr": {"constant_lr": True},
-    "ablate_interval_2": {"defence": {"interval": 2}},
-    "ablate_members_only": {"defence": {"gain": "members"}},
-    "ablate_no_replay": {"defence": {"replay": 0}},
-    "ablate_scalar": {"defence": {"proxy": "scalar"}},
-    "ablate_error_map": {"defence": {"proxy": "error_map"}},
-    "ablate_independent_draw": {"defence": {"shared_forward": False}},
     "ablate_strength_2": {"defence": {"strength": 2.0}},
     "ablate_strength_10": {"defence": {"strength": 10.0}},
     "mp_calibrated": {"defence": {"mode": "mp", "strength": 0.3}},
@@ -78,7 +78,7 @@ def one(name: str, seed: int, epochs: int, every: int, out: Path, adapters: Path
         "attacks": {e: [scores(result) for result in run.attack(e)] for e in attacked},
         "trace": run.watch.trace,
     }
-    if defended:
+    if name.startswith("recommended"):
         record["of_auxiliaries"] = [scores(result) for result in run.attack(last, of_auxiliaries=True)]
     if adapters is not None:
         adapters.mkdir(parents=True, exist_ok=True)

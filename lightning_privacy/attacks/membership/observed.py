@@ -9,7 +9,7 @@ from torch import Tensor
 from lightning_privacy.core.results import Signals
 from lightning_privacy.errors import InputError
 
-__all__ = ["observed", "take"]
+__all__ = ["observed", "take", "timestep_ranges"]
 
 _PER_DRAW = {"timesteps"}
 
@@ -42,3 +42,21 @@ def take(signals: Signals, index: Int[Tensor, " n"]) -> Signals:
         if isinstance(value, torch.Tensor) and field.name not in _PER_DRAW:
             changed[field.name] = value[index]
     return replace(signals, **changed)  # pyright: ignore[reportArgumentType]
+
+
+def timestep_ranges(timesteps: Int[Tensor, " draws"] | None, ranges: int) -> list[Int[Tensor, " n"]]:
+    """Return the draws of each range of timesteps, ranges of about equally many distinct timesteps; none if all are alike.
+
+    Args:
+        timesteps: Timestep of each draw; None for a model without timesteps.
+        ranges: At most so many.
+
+    Example:
+        >>> [part.tolist() for part in timestep_ranges(torch.tensor([50, 50, 950, 500]), 3)]
+        [[0, 1], [3], [2]]
+    """
+    if timesteps is None:
+        return []
+    distinct = timesteps.unique()
+    parts = distinct.tensor_split(min(ranges, len(distinct)))
+    return [torch.isin(timesteps, part).nonzero().squeeze(1) for part in parts] if len(parts) > 1 else []

@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lightning_privacy.attacks.membership.calibrated_loss import SMALLEST_ERROR
-from lightning_privacy.attacks.membership.observed import observed
+from lightning_privacy.attacks.membership.observed import observed, timestep_ranges
 from lightning_privacy.attacks.membership.ridge import RidgeLogistic, fit_ridge_logistic
 from lightning_privacy.core.randomness import seeded_generator
 from lightning_privacy.core.results import Signals
@@ -58,11 +58,5 @@ class TrainedCalibrated:
             for field in ("loss", "reference_loss")
         )
         per_draw = torch.stack([loss, reference, reference - loss], dim=2)
-        groups = [torch.arange(per_draw.shape[1]), *self._ranges(signals.timesteps)]
+        groups = [torch.arange(per_draw.shape[1]), *timestep_ranges(signals.timesteps, self.bins)]
         return torch.cat([per_draw[:, group].mean(1) for group in groups], dim=1)
-
-    def _ranges(self, timesteps: Tensor | None) -> list[Tensor]:
-        if timesteps is None:
-            return []
-        parts = timesteps.unique().tensor_split(min(self.bins, len(timesteps.unique())))
-        return [torch.isin(timesteps, part).nonzero().squeeze(1) for part in parts] if len(parts) > 1 else []

@@ -4,12 +4,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lightning_privacy.attacks.membership.observed import observed
+from lightning_privacy.attacks.membership.calibrated_loss import SMALLEST_ERROR
+from lightning_privacy.attacks.membership.observed import observed, timestep_ranges
 from lightning_privacy.attacks.membership.ridge import RidgeLogistic, fit_ridge_logistic
 from lightning_privacy.core.randomness import seeded_generator
 from lightning_privacy.core.results import Signals
-
-SMALLEST_ERROR = 1e-12
 
 __all__ = ["ProxyAwareAttack"]
 
@@ -65,9 +64,7 @@ class ProxyAwareAttack:
         )
         change = loss - reference
         scalars = [change.mean(1), change.std(1) if change.shape[1] > 1 else torch.zeros(len(change)).double()]
-        if signals.timesteps is not None:
-            parts = signals.timesteps.unique().tensor_split(min(self.bins, len(signals.timesteps.unique())))
-            scalars += [change[:, torch.isin(signals.timesteps, part)].mean(1) for part in parts]
+        scalars += [change[:, draws].mean(1) for draws in timestep_ranges(signals.timesteps, self.bins)]
         maps = [
             observed(signals, f, self.name).double().mean(1).clamp_min(SMALLEST_ERROR).log()
             for f in ("error_map", "reference_error_map")
