@@ -37,8 +37,6 @@ def main() -> None:
             module = StableDiffusionLoRA(pretrained="tiny", seed=seed)
             module.configure_model()
             split = make_split(Variant(), seed)
-            split.prepare_data()
-            split.setup("fit")
             watch = Watch(1)
             watch.weights[args.epoch] = load_file(args.adapters / f"{variant}-{seed}-{args.epoch}.safetensors")
             run = FaceRun(module, split, watch, seed, references[seed])

@@ -128,18 +128,22 @@ class FaceRun:
 
 
 def make_split(variant: Variant, seed: int) -> MembershipSplit:
-    split = MembershipSplit(Faces(people="21-40", augment=variant.augment), split_seed=seed)
+    split = ready(MembershipSplit(Faces(people="21-40", augment=variant.augment), split_seed=seed))
     if not (variant.members_and_aux or variant.aux_alone):
         return split
-    split.prepare_data()
-    split.setup("fit")
     roles = {k: list(v) for k, v in split.roles.items()}
     extra = roles.pop("aux_nonmember")
     if variant.aux_alone:
         roles["member"], roles["aux_member"] = extra, extra[::2]
     else:  # as auxiliary members, so that the records that are scored stay those of the other variants
         roles["member"], roles["aux_member"] = sorted(roles["member"] + extra), sorted(roles["aux_member"] + extra)
-    return MembershipSplit(Faces(people="21-40", augment=variant.augment), split_seed=seed, roles=roles)
+    return ready(MembershipSplit(Faces(people="21-40", augment=variant.augment), split_seed=seed, roles=roles))
+
+
+def ready(split: MembershipSplit) -> MembershipSplit:
+    split.prepare_data()
+    split.setup("fit")
+    return split
 
 
 def train(

@@ -28,7 +28,7 @@ SETTINGS = {
     "paper_shared_forward": lambda n: SMPLoRA.paper(shared_forward=True, aux_batch_size=1),
     "paper": lambda n: SMPLoRA.paper(aux_batch_size=1),
     "recommended": lambda n: SMPLoRA(),
-    "recommended_interval_2": lambda n: SMPLoRA(interval=2),
+    "interval_2": lambda n: SMPLoRA(interval=2, strength=10.0),
 }
 
 

@@ -94,15 +94,23 @@ def to_svg(figure: Any) -> str:
 
 
 def _frontier(runs: Sequence[RunSummary]) -> list[tuple[float, float]]:
+    """Return the path of the best undefended run, with points from runs that are the same but stopped earlier."""
     reference = best_undefended(runs)
     if reference is None:
         return []
-    found = []
-    for step in reference.attacked_steps():
-        loss, attack = reference.val_loss_at(step), reference.strongest(step)
-        if loss is not None and attack is not None:
-            found.append((loss, attack.metrics["auroc"].value))
-    return found
+    same = [run for run in runs if not run.defences and _trajectory(run) == _trajectory(reference)]
+    found: dict[int, tuple[float, float]] = {}
+    for run in same:
+        for step in run.attacked_steps():
+            loss, attack = run.val_loss_at(step), run.strongest(step)
+            if loss is not None and attack is not None:
+                found[step] = (loss, attack.metrics["auroc"].value)
+    return [found[step] for step in sorted(found)]
+
+
+def _trajectory(run: RunSummary) -> list[Any]:
+    """Return what decides a run's weights at a step, whatever its last step is."""
+    return [*(run.settings.get(key) for key in ("model", "data", "seed_everything")), sorted(run.split_hashes)]
 
 
 def _new() -> tuple[Any, Any]:

@@ -121,7 +121,10 @@ def test_figures_show_every_run_and_the_frontier(runs):
     labels = axes.get_legend_handles_labels()[1]
     assert set(labels) == {"undefended, stopped earlier", "guessing", "untuned", "undefended", "smp"}
     frontier = axes.lines[0].get_xydata()
-    assert frontier.tolist() == [[0.2760, 0.6], [0.2735, 0.7], [0.2725, 0.8]]
+    path = [[0.2760, 0.6], [0.2735, 0.7], [0.2725, 0.8]]
+    assert frontier.tolist() == [[0.2850, 0.5], *path]  # the untuned run is the same run, stopped before its first step
+    other = [replace(runs[0], settings={"model": "another"}), *runs[1:]]
+    assert privacy_utility_figure(other).axes[0].lines[0].get_xydata().tolist() == path
     roc = roc_figure(runs).axes[0]
     assert (roc.get_xscale(), roc.get_yscale()) == ("log", "log")
     assert len(roc.lines) == 4  # three runs and guessing
