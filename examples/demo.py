@@ -78,6 +78,7 @@ def main() -> int:
         raise SystemExit(f"{OUT} holds an earlier demo; remove it (rm -r {OUT}) to run again.")
     OUT.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
+    print(f"Six models, two at a time, about six minutes on two cores; progress is in {OUT}/NAME.log.\n", flush=True)
     with processes() as pool:
         first = [pool.submit(run, name, RUNS[name]) for name in COMPARED]
         others = [pool.submit(run, name, extra) for name, extra in RUNS.items() if name not in COMPARED]
