@@ -45,7 +45,10 @@ def run(name: str, extra: list[str]) -> None:
     with (OUT / f"{name}.log").open("w") as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
-        code = lightning_privacy(arguments)
+        try:
+            code = lightning_privacy(arguments)
+        except SystemExit as left:  # as argparse leaves; it would end this process without a word
+            code = left.code
         sys.stdout.flush()
     os.dup2(terminal, 1)
     if code:
