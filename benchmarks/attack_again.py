@@ -3,8 +3,8 @@
     python benchmarks/attack_again.py ADAPTERS --variants undefended recommended --seeds 0 1 2 3 4 --draws 8
 
 ADAPTERS is the folder given to `smp_lora_faces.py --adapters`. An attacker who averages more draws sees more; the benchmark's
-attacks take 20 errors a record, this script ten times DRAWS. Prints the strongest
-attack, chosen on records that are not scored.
+attacks take 20 errors a record, this script ten times DRAWS. Prints the strongest attack, chosen on records that are not
+scored.
 """
 
 import argparse
@@ -28,9 +28,7 @@ def main() -> None:
     parser.add_argument("--epoch", type=int, default=100)
     parser.add_argument("--draws", type=int, default=8, help="noises at each of ten timesteps")
     args = parser.parse_args()
-    references: dict[int, dict] = {
-        seed: {} for seed in args.seeds
-    }  # the reference's signals: the same for all variants
+    references: dict[int, dict] = {seed: {} for seed in args.seeds}  # the same for all variants
     for variant in args.variants:
         pooled = []
         for seed in args.seeds:

@@ -286,6 +286,7 @@ class SMPLoRA(Defence):
             "proxy": self._learner.state_dict(),
             "replay": self._replay.state_dict(),
             "auxiliary": self._auxiliary.state_dict(),
+            "references": self._reader.state_dict(),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -295,6 +296,7 @@ class SMPLoRA(Defence):
             self._steps, self._denominator = state_dict["steps"], state_dict["denominator"]
             if self._auxiliary is not None:  # Lightning restores callbacks for validation and tests as well
                 self._auxiliary.load_state_dict(state_dict["auxiliary"])
+                self._reader.load_state_dict(state_dict["references"])
 
 
 _PAPER: dict[str, Any] = {

@@ -12,6 +12,7 @@ from torch import Tensor
 from lightning_privacy.callbacks.smp_lora.auxiliary import AuxiliaryBatches
 from lightning_privacy.callbacks.smp_lora.observer import ModelObserver
 from lightning_privacy.callbacks.smp_lora.proxy import ProxyInput, read_error
+from lightning_privacy.core.ranks import gather_rows, world_size
 from lightning_privacy.protocols import Draw
 
 __all__ = ["FeatureReader", "Observation"]
@@ -47,7 +48,7 @@ class FeatureReader:
     def __init__(self, observer: ModelObserver, auxiliary: AuxiliaryBatches, proxy: ProxyInput, draws: int) -> None:
         self.observer, self.auxiliary, self.draws = observer, auxiliary, draws
         self.proxy: ProxyInput = proxy
-        self._known: dict[int, Tensor] = {}  # not saved: computed again, to the same numbers, after a resume
+        self._known: dict[int, Tensor] = {}  # of all ranks, in rank order, so that one rank's checkpoint serves all
 
     def observe(
         self,
@@ -86,15 +87,30 @@ class FeatureReader:
                 for seen, reference in zip(observations, references, strict=True)
             ]
 
+    def state_dict(self) -> dict[int, Tensor]:
+        """Return the references of the bank: computed again, in other company, they could differ in the last bit."""
+        return {place: rows.cpu() for place, rows in self._known.items()}
+
+    def load_state_dict(self, state: dict[int, Tensor]) -> None:
+        """Restore what `state_dict` returned."""
+        self._known = dict(state)
+
     def _references(self, module: L.LightningModule, observations: Sequence[Observation]) -> list[Tensor]:
         """Return the reference's mean error of each record."""
-        found = [None if seen.place is None else self._known.get(seen.place) for seen in observations]
+        found = [self._remembered(seen) for seen in observations]
         asked = [seen for seen, known in zip(observations, found, strict=True) if known is None]
         answers = iter(self.observer.references(module, [(seen.batch, seen.draw) for seen in asked]))
         references = []
         for seen, known in zip(observations, found, strict=True):
             reference = next(answers).flatten(1).mean(1, keepdim=True) if known is None else known
-            if seen.place is not None:
-                self._known[seen.place] = reference
+            if known is None and seen.place is not None:
+                self._known[seen.place] = gather_rows(reference)
             references.append(reference)
         return references
+
+    def _remembered(self, seen: Observation) -> Tensor | None:
+        rows = None if seen.place is None else self._known.get(seen.place)
+        mine = len(seen.error)
+        if rows is None or len(rows) != mine * world_size():  # another batch size than before the resume
+            return None
+        return rows[self.auxiliary.trainer.global_rank * mine :][:mine].to(seen.error.device)
