@@ -4,7 +4,7 @@
 
 Every (variant, seed) is one process with one thread; finished ones stay in OUT/runs.jsonl. The attacks are fitted and
 chosen on records that are not scored (`lightning_privacy.callbacks.audits`). Undefended runs are attacked at every kept
-epoch: those are the early-stopping frontiers. Evaluate on seeds 0 to 4; settings were tuned on seeds 100 and 101.
+epoch: those are the early-stopping frontiers. Evaluate on seeds 0 to 4; settings were tuned on seeds 100 to 103.
 """
 
 import argparse
@@ -32,7 +32,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "paper_mp": {"setting": "paper", "defence": {"mode": "mp"}},
     "undefended_augmented": {"augment": True},
     "released": {"setting": "released"},
-    "interval_2": {"defence": {"interval": 2, "strength": 10.0}},
+    "every_step": {"defence": {"interval": 1, "aux_batch_size": 8, "strength": 4.0}},
     "ablate_members_only": {"defence": {"gain": "members"}},
     "ablate_error_map": {"defence": {"proxy": "error_map"}},
     "ablate_scalar": {"defence": {"proxy": "scalar"}},
@@ -41,8 +41,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "ablate_independent_draw": {"defence": {"shared_forward": False}},
     "ablate_constant_lr": {"defence": {}, "constant_lr": True},
     "undefended_constant_lr": {"constant_lr": True},
-    "ablate_strength_2": {"defence": {"strength": 2.0}},
-    "ablate_strength_10": {"defence": {"strength": 10.0}},
+    "ablate_strength_1": {"defence": {"strength": 1.0}},
+    "ablate_strength_4": {"defence": {"strength": 4.0}},
     "mp_calibrated": {"defence": {"mode": "mp", "strength": 0.3}},
 }
 FRONTIERS = ("undefended", "undefended_members_and_aux", "undefended_members_and_aux_augmented", "undefended_augmented")

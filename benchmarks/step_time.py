@@ -2,6 +2,7 @@
 
     python benchmarks/step_time.py                                      # tiny Stable Diffusion, 64 px, CPU
     python benchmarks/step_time.py --architecture sd15 --device cuda    # SD v1.5's UNet at random weights, 512 px, bf16
+    python benchmarks/step_time.py --architecture sd15 --size 128 --settings plain paper_shared_forward    # the same, CPU
 
 Each round trains a few steps under every setting in turn, so that whatever else the machine does hits all of them alike; the
 ratio is taken within a round. Printed as one JSON object.
@@ -23,18 +24,22 @@ from lightning_privacy.datamodules import Faces, MembershipSplit
 from lightning_privacy.modules import StableDiffusionLoRA
 from lightning_privacy.testing.toy_data import ToyImages
 
+WARMUP = 2
+EVERY_STEP = {"interval": 1, "aux_batch_size": 8, "strength": 4.0}  # twice the work for the defence
 SETTINGS = {
     "plain": None,
-    "paper_shared_forward": lambda n: SMPLoRA.paper(shared_forward=True, aux_batch_size=1),
-    "paper": lambda n: SMPLoRA.paper(aux_batch_size=1),
-    "recommended": lambda n: SMPLoRA(),
-    "interval_2": lambda n: SMPLoRA(interval=2, strength=10.0),
+    "paper_shared_forward": lambda: SMPLoRA.paper(shared_forward=True),
+    "paper": lambda: SMPLoRA.paper(),
+    "recommended": lambda: SMPLoRA(),
+    "every_step": lambda: SMPLoRA(**EVERY_STEP),
 }
 
 
 class Clock(L.Callback):
-    def __init__(self, warmup: int) -> None:
-        self.warmup, self.seconds = warmup, []
+    """Time every step after the first few."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
 
     def _now(self, module) -> float:
         if module.device.type == "cuda":
@@ -45,7 +50,7 @@ class Clock(L.Callback):
         self.start = self._now(module)
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
-        if trainer.global_step > self.warmup:
+        if trainer.global_step > WARMUP:
             self.seconds.append(self._now(module) - self.start)
 
 
@@ -62,75 +67,89 @@ def sd15(folder: str) -> str:
     return folder
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--architecture", choices=["tiny", "sd15"], default="tiny")
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--steps", type=int, default=12)
-    parser.add_argument("--threads", type=int, default=1)
-    args = parser.parse_args()
-    warnings.simplefilter("ignore")
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    torch.set_num_threads(args.threads)
-    big = args.architecture == "sd15"
-    pretrained = sd15(tempfile.mkdtemp()) if big else "tiny"
-    inner = ToyImages(n=160, size=512, batch_size=args.batch_size) if big else Faces(batch_size=args.batch_size)
-    split = MembershipSplit(inner)
+def build_module(big: bool, size: int, batch_size: int, folder: str) -> tuple[StableDiffusionLoRA, MembershipSplit]:
+    """Return the module and its data; ``folder`` takes the large pipeline's files."""
+    inner = ToyImages(n=160, size=size, batch_size=batch_size) if big else Faces(batch_size=batch_size)
     module = StableDiffusionLoRA(
-        pretrained,
+        sd15(folder) if big else "tiny",
         rank=64 if big else 32,
         target_modules="kohya" if big else "attention",
         frozen_dtype="bfloat16" if big else "float32",
     )
-    seconds: dict[str, list[float]] = {name: [] for name in SETTINGS}
-    for round_ in range(args.rounds + 1):
-        for name, build in SETTINGS.items():
-            clock = Clock(warmup=2)
-            trainer = L.Trainer(
-                max_steps=args.steps,
-                max_epochs=-1,
-                accelerator="gpu" if args.device == "cuda" else "cpu",
-                devices=1,
-                precision="bf16-mixed" if big else "32-true",
-                callbacks=[clock] + ([build(args.batch_size)] if build else []),
-                limit_val_batches=0,
-                logger=False,
-                enable_checkpointing=False,
-                enable_progress_bar=False,
-                enable_model_summary=False,
-            )
-            trainer.fit(module, split)
-            if round_:  # the first round fills caches
-                seconds[name].append(mean(clock.seconds))  # the mean: with an interval, steps are of two kinds
-    plain = seconds["plain"]
-    print(
-        json.dumps(
-            {
-                "architecture": args.architecture,
-                "device": torch.cuda.get_device_name() if args.device == "cuda" else f"cpu, {args.threads} thread(s)",
-                "batch_size": args.batch_size,
-                "rounds": args.rounds,
-                "settings": {
-                    name: {
-                        "seconds_per_step": round(median(values), 4),
-                        "images_per_second": round(args.batch_size / median(values), 2),
-                        "ratio_to_plain": round(median(v / p for v, p in zip(values, plain, strict=True)), 3),
-                        "ratio_range": [
-                            round(min(v / p for v, p in zip(values, plain, strict=True)), 3),
-                            round(max(v / p for v, p in zip(values, plain, strict=True)), 3),
-                        ],
-                    }
-                    for name, values in seconds.items()
-                },
-                "peak_memory_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2)
-                if args.device == "cuda"
-                else None,
-            },
-            indent=1,
-        )
+    return module, MembershipSplit(inner)
+
+
+def measure(module, split, name: str, args: argparse.Namespace) -> tuple[float, float]:
+    """Train a few steps; return the mean seconds a step and the peak memory in GiB (nan on a CPU).
+
+    The mean, not the median: with an interval, steps are of two kinds.
+    """
+    cuda, build = args.device == "cuda", SETTINGS[name]
+    if cuda:
+        torch.cuda.reset_peak_memory_stats()
+    clock = Clock()
+    trainer = L.Trainer(
+        max_steps=WARMUP + args.steps,
+        max_epochs=-1,
+        accelerator="gpu" if cuda else "cpu",
+        devices=1,
+        precision="bf16-mixed" if args.architecture == "sd15" else "32-true",
+        callbacks=[clock] + ([build()] if build else []),
+        limit_val_batches=0,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
     )
+    trainer.fit(module, split)
+    return mean(clock.seconds), torch.cuda.max_memory_allocated() / 2**30 if cuda else float("nan")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--architecture", choices=["tiny", "sd15"], default="tiny")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--size", type=int, default=512, help="pixels a side; the tiny model's faces are always 64")
+    parser.add_argument("--settings", nargs="+", choices=list(SETTINGS), default=list(SETTINGS), help="with `plain`")
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--steps", type=int, default=12, help="timed, a round; a multiple of every interval")
+    parser.add_argument("--threads", type=int, default=1)
+    args = parser.parse_args()
+    if "plain" not in args.settings:
+        parser.error("--settings must name `plain`, which the others are compared with")
+    warnings.simplefilter("ignore")
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    torch.set_num_threads(args.threads)
+    seconds: dict[str, list[float]] = {name: [] for name in args.settings}
+    memory: dict[str, float] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        module, split = build_module(args.architecture == "sd15", args.size, args.batch_size, folder)
+        for round_ in range(args.rounds + 1):
+            for name in args.settings:
+                took, memory[name] = measure(module, split, name, args)
+                if round_:  # the first round fills caches
+                    seconds[name].append(took)
+    settings = {}
+    for name, values in seconds.items():
+        ratios = [mine / plain for mine, plain in zip(values, seconds["plain"], strict=True)]
+        settings[name] = {
+            "seconds_per_step": round(median(values), 4),
+            "images_per_second": round(args.batch_size / median(values), 2),
+            "ratio_to_plain": round(median(ratios), 3),
+            "ratio_range": [round(min(ratios), 3), round(max(ratios), 3)],
+        }
+        if args.device == "cuda":
+            settings[name]["peak_memory_gib"] = round(memory[name], 2)
+    measured = {
+        "architecture": args.architecture,
+        "device": torch.cuda.get_device_name() if args.device == "cuda" else f"cpu, {args.threads} thread(s)",
+        "batch_size": args.batch_size,
+        "pixels": args.size if args.architecture == "sd15" else 64,
+        "rounds": args.rounds,
+        "settings": settings,
+    }
+    print(json.dumps(measured, indent=1))
 
 
 if __name__ == "__main__":

@@ -57,7 +57,7 @@ def undefended():
     [
         {},
         {"mode": "mp"},
-        {"interval": 2},
+        {"interval": 1},
         {"proxy": "error_map", "gain": "members", "shared_forward": False, "dropout": 0.5},
         {"proxy": "pooled_map", "order": "adapt_first"},
         {"proxy": "scalar"},
@@ -71,7 +71,7 @@ def test_strength_zero_trains_the_undefended_model_bit_for_bit(undefended, kwarg
     assert all(torch.equal(value, undefended[name]) for name, value in weights(module).items())
 
 
-@pytest.mark.parametrize("kwargs", [{}, {"mode": "mp"}, {"ratio": "per_sample"}, {"interval": 2}])
+@pytest.mark.parametrize("kwargs", [{}, {"mode": "mp"}, {"ratio": "per_sample"}, {"interval": 1}])
 def test_strength_changes_the_model(undefended, kwargs):
     module = TinyDenoiser()
     trainer = fit(module, split_images(), SMPLoRA(strength=0.5, **SMALL, **kwargs))
@@ -112,6 +112,26 @@ def test_strength_grows_geometrically(monkeypatch):
     assert seen[-1] == pytest.approx(10.0)
     ratios = [b / a for a, b in itertools.pairwise(seen)]
     assert ratios == pytest.approx([ratios[0]] * len(ratios))
+
+
+class FirstGradient(L.Callback):
+    def on_before_optimizer_step(self, trainer, module, optimizer):
+        self.value = torch.cat([p.grad.flatten() for p in module.parameters() if p.grad is not None])
+        trainer.should_stop = True
+
+
+@pytest.mark.parametrize("mode", ["mp", "smp"])
+@pytest.mark.parametrize("ratio", ["batch", "per_sample"])
+def test_an_interval_keeps_the_gains_weight(mode, ratio):
+    def gradient(**kwargs):
+        first = FirstGradient()
+        defence = SMPLoRA(strength=20.0, mode=mode, ratio=ratio, **SMALL, **kwargs)
+        fit(TinyDenoiser(), split_images(), defence, first, max_steps=1)
+        return first.value
+
+    once, twice, thrice = (gradient(interval=interval) for interval in (1, 2, 3))
+    torch.testing.assert_close(thrice - twice, twice - once, rtol=1e-4, atol=1e-7)
+    assert (twice - once).norm() > 1e-3 * once.norm()  # far above what rounding could do
 
 
 def test_the_papers_settings():

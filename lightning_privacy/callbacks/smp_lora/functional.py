@@ -23,6 +23,7 @@ __all__ = [
     "smp_denominator",
     "smp_objective",
     "timestep_features",
+    "with_gradient_times",
 ]
 
 
@@ -138,3 +139,16 @@ def timestep_features(timesteps: Float[Tensor, " batch"], features: int = 4) -> 
     """
     frequencies = torch.arange(1, features + 1, device=timesteps.device, dtype=timesteps.dtype)
     return torch.cos(torch.pi * timesteps[:, None] * frequencies)
+
+
+def with_gradient_times(value: Float[Tensor, " *shape"], factor: float) -> Float[Tensor, " *shape"]:
+    """Return the value, bit for bit, with ``factor`` times its gradient.
+
+    Example:
+        >>> x = torch.tensor(3.0, requires_grad=True)
+        >>> y = with_gradient_times(x, 2)
+        >>> y.backward(); y.item(), x.grad.item()
+        (3.0, 2.0)
+    """
+    fixed = value.detach()
+    return fixed + factor * (value - fixed)
