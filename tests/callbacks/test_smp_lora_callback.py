@@ -211,7 +211,7 @@ def test_auxiliary_batches_are_not_the_users_batches():
 
 
 def test_reference_errors_of_the_auxiliaries_are_computed_once_a_place_in_the_bank(monkeypatch):
-    data, defence, asked, computed = split_images(), SMPLoRA(bank=1, **SMALL), [], []
+    data, defence, asked, computed = split_images(), SMPLoRA(bank=1, interval=1, **SMALL), [], []
     features, references = FeatureReader.features, ModelObserver.references
 
     def spy_features(self, module, *observations):
@@ -250,7 +250,7 @@ def test_a_resumed_run_knows_the_references_of_the_bank(monkeypatch, tmp_path):
         trainer = L.Trainer(
             max_epochs=epochs,
             accelerator="cpu",
-            callbacks=[SMPLoRA(bank=1, **SMALL)],
+            callbacks=[SMPLoRA(bank=1, interval=1, **SMALL)],
             enable_checkpointing=False,
             **options,
         )
