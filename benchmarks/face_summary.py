@@ -27,20 +27,19 @@ def summary(path: Path, frontiers: Sequence[str]) -> str:
         runs.setdefault(run["variant"], {})[run["seed"]] = run
     undefended = runs.get("undefended", {})
     lines = [
-        f"{'variant':38} {'seeds':>5} {'strongest attack, last epoch':>28} {'largest of all':>14} {'gain kept':>9} "
+        f"{'variant':38} {'seeds':>5} {'strongest attack, last epoch':>28} {'largest of all':>14} {'gain: best, end':>15} "
         f"{'attack on auxiliaries':>28}"
     ]
     untuned = [strongest(run, 0) for run in undefended.values()]
     if untuned:
-        lines.append(f"{'untuned':38} {len(untuned):5d} {interval(pool_over_seeds(untuned)):>28} {'':>14} {'0 %':>9}")
+        lines.append(f"{'untuned':38} {len(untuned):5d} {interval(pool_over_seeds(untuned)):>28} {'':>14} {'0 %':>15}")
     for name, mine in runs.items():
         pooled = pool_over_seeds([strongest(run, last(run)) for run in mine.values()])
         worst = sum(max(a["auroc"] for a in attacks(run, last(run))) for run in mine.values()) / len(mine)
-        kept = [gain(run) / gain(undefended[seed]) for seed, run in mine.items() if seed in undefended]
-        share = f"{100 * sum(kept) / len(kept):.0f} %" if kept else "-"
+        share = gains_kept(mine, undefended)
         auxiliaries = [chosen(run["of_auxiliaries"]) for run in mine.values() if "of_auxiliaries" in run]
         own = interval(pool_over_seeds(auxiliaries)) if auxiliaries else ""
-        lines.append(f"{name:38} {len(mine):5d} {interval(pooled):>28} {worst:14.3f} {share:>9} {own:>28}")
+        lines.append(f"{name:38} {len(mine):5d} {interval(pooled):>28} {worst:14.3f} {share:>15} {own:>28}")
     for defended in (name for name in ("recommended", "recommended_augmented") if name in runs):
         lines += [
             "",
@@ -96,6 +95,16 @@ def last(run: Run) -> str:
 def gain(run: Run) -> float:
     """Return how much the held-out loss fell, at the best epoch on `val`."""
     return run["val"]["0"] - min(run["val"].values())
+
+
+def gains_kept(mine: dict[int, Run], undefended: dict[int, Run]) -> str:
+    """Return the mean share of the undefended gain that is kept at the best epoch on `val`, and at the attacked one."""
+    common = [(run, gain(undefended[seed])) for seed, run in mine.items() if seed in undefended]
+    if not common:
+        return "-"
+    best = sum(gain(run) / whole for run, whole in common) / len(common)
+    end = sum((run["val"]["0"] - run["val"][last(run)]) / whole for run, whole in common) / len(common)
+    return f"{100 * best:.0f} %, {100 * end:.0f} %"
 
 
 def first_epoch_at(run: Run, loss: float) -> str:
