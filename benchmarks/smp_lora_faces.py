@@ -32,7 +32,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "paper_mp": {"setting": "paper", "defence": {"mode": "mp"}},
     "undefended_augmented": {"augment": True},
     "released": {"setting": "released"},
-    "every_step": {"defence": {"interval": 1, "aux_batch_size": 8, "strength": 4.0}},
+    "every_step": {"setting": "every_step"},
     "ablate_members_only": {"defence": {"gain": "members"}},
     "ablate_error_map": {"defence": {"proxy": "error_map"}},
     "ablate_scalar": {"defence": {"proxy": "scalar"}},

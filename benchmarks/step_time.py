@@ -25,13 +25,12 @@ from lightning_privacy.modules import StableDiffusionLoRA
 from lightning_privacy.testing.toy_data import ToyImages
 
 WARMUP = 2
-EVERY_STEP = {"interval": 1, "aux_batch_size": 8, "strength": 4.0}  # twice the work for the defence
 SETTINGS = {
     "plain": None,
     "paper_shared_forward": lambda: SMPLoRA.paper(shared_forward=True),
     "paper": lambda: SMPLoRA.paper(),
     "recommended": lambda: SMPLoRA(),
-    "every_step": lambda: SMPLoRA(**EVERY_STEP),
+    "every_step": lambda: SMPLoRA.every_step(),
 }
 
 
