@@ -1,10 +1,10 @@
 """SMP-LoRA on the private faces over several split seeds: the defence, its ablations and its controls.
 
-    python benchmarks/smp_lora_faces.py --seeds 0 1 2 3 4 --workers 2 --out benchmarks/results/smp_lora_faces
+    python benchmarks/smp_lora_faces.py --seeds 0 1 2 3 4 5 6 7 8 9 --workers 2 --out benchmarks/results/smp_lora_faces
 
 Every (variant, seed) is one process with one thread; finished ones stay in OUT/runs.jsonl. The attacks are fitted and
 chosen on records that are not scored (`lightning_privacy.callbacks.audits`). Undefended runs are attacked at every kept
-epoch: those are the early-stopping frontiers. Evaluate on seeds 0 to 4; settings were tuned on seeds 100 to 103.
+epoch: those are the early-stopping frontiers. Evaluate on seeds 0 to 9; settings were tuned on seeds 100 to 103.
 """
 
 import argparse
@@ -22,7 +22,6 @@ from safetensors.torch import save_file
 VARIANTS: dict[str, dict[str, Any]] = {
     "undefended": {},
     "recommended": {"defence": {}},
-    "recommended_augmented": {"defence": {}, "augment": True},
     "undefended_members_and_aux": {"members_and_aux": True},
     "undefended_aux_alone": {"aux_alone": True},
     "undefended_members_and_aux_augmented": {"members_and_aux": True, "augment": True},
@@ -33,6 +32,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "undefended_augmented": {"augment": True},
     "released": {"setting": "released"},
     "every_step": {"setting": "every_step"},
+    "every_step_augmented": {"setting": "every_step", "augment": True},
     "ablate_members_only": {"defence": {"gain": "members"}},
     "ablate_error_map": {"defence": {"proxy": "error_map"}},
     "ablate_scalar": {"defence": {"proxy": "scalar"}},
