@@ -33,6 +33,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "released": {"setting": "released"},
     "every_step": {"setting": "every_step"},
     "every_step_augmented": {"setting": "every_step", "augment": True},
+    "every_step_independent_draw": {"setting": "every_step", "defence": {"shared_forward": False}},
+    "every_step_constant_lr": {"setting": "every_step", "constant_lr": True},
     "ablate_members_only": {"defence": {"gain": "members"}},
     "ablate_error_map": {"defence": {"proxy": "error_map"}},
     "ablate_scalar": {"defence": {"proxy": "scalar"}},
