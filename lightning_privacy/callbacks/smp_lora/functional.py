@@ -141,7 +141,7 @@ def timestep_features(timesteps: Float[Tensor, " batch"], features: int = 4) -> 
     return torch.cos(torch.pi * timesteps[:, None] * frequencies)
 
 
-def with_gradient_times(value: Float[Tensor, " *shape"], factor: float) -> Float[Tensor, " *shape"]:
+def with_gradient_times(value: Float[Tensor, " *shape"], factor: float | int) -> Float[Tensor, " *shape"]:
     """Return the value, bit for bit, with ``factor`` times its gradient.
 
     Example:
