@@ -40,7 +40,7 @@ def summary(path: Path, frontiers: Sequence[str]) -> str:
         auxiliaries = [chosen(run["of_auxiliaries"]) for run in mine.values() if "of_auxiliaries" in run]
         own = interval(pool_over_seeds(auxiliaries)) if auxiliaries else ""
         lines.append(f"{name:38} {len(mine):5d} {interval(pooled):>28} {worst:14.3f} {share:>15} {own:>28}")
-    for defended in (name for name in ("recommended", "every_step", "every_step_augmented") if name in runs):
+    for defended in (name for name in ("recommended", "recommended_augmented", "fast") if name in runs):
         lines += [
             "",
             f"strongest attack of `{defended}` minus a frontier's at its first epoch with an equal or lower val loss:",

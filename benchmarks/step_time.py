@@ -31,7 +31,7 @@ SETTINGS = {
     "paper_shared_forward": lambda: SMPLoRA.paper(shared_forward=True),
     "paper": lambda: SMPLoRA.paper(),
     "recommended": lambda: SMPLoRA(),
-    "every_step": lambda: SMPLoRA.every_step(),
+    "fast": lambda: SMPLoRA.fast(),
 }
 
 

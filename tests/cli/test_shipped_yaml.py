@@ -81,7 +81,7 @@ def test_fragments_are_the_settings_that_they_name():
     assert defence("mp_lora_paper") == SMPLoRA.paper(mode="mp").init_args
     assert defence("smp_lora_released") == SMPLoRA.released().init_args
     assert defence("smp_lora") == SMPLoRA().init_args
-    assert defence("smp_lora_every_step") == SMPLoRA.every_step().init_args
+    assert defence("smp_lora_fast") == SMPLoRA.fast().init_args
     assert settings(RECIPES["smp_lora_sd15"]).defences["smp_lora"].init_args == SMPLoRA.paper().init_args
     # a fragment of ours must also undo a recipe's paper settings
     undone = settings(RECIPES["smp_lora_sd15"], FRAGMENTS["defences/smp_lora.yaml"]).defences["smp_lora"].init_args

@@ -86,7 +86,7 @@ class SMPLoRA(Defence):
 
     def __init__(
         self,
-        strength: float | int = 2.0,  # chosen here on seeds 100 to 103, see card
+        strength: float | int = 4.0,  # chosen here on seeds 100 and 101, see card
         mode: Literal["smp", "mp"] = "smp",
         delta: float | int = 1e-5,  # paper, equation 10
         strength_end: float | int | None = None,
@@ -96,8 +96,8 @@ class SMPLoRA(Defence):
         shared_forward: bool = True,
         order: Literal["attack_first", "adapt_first"] = "attack_first",
         ratio: Literal["batch", "per_sample"] = "batch",
-        interval: int = 2,
-        aux_batch_size: int = 4,
+        interval: int = 1,
+        aux_batch_size: int = 8,
         aux_views: int = 16,
         bank: int = 64,
         draws: int = 4,
@@ -151,9 +151,9 @@ class SMPLoRA(Defence):
         return cls(**{**_PAPER, "strength": 1.0, "order": "adapt_first", **overrides})
 
     @classmethod
-    def every_step(cls, **overrides: Any) -> "SMPLoRA":
-        """Return the defaults with a gain at every step: slower, and more of the fine-tuning's gain is kept (see card)."""
-        return cls(**{"strength": 4.0, "interval": 1, "aux_batch_size": 8, **overrides})
+    def fast(cls, **overrides: Any) -> "SMPLoRA":
+        """Return the defaults with a gain at every second step: faster, and weaker in privacy and utility (see card)."""
+        return cls(**{"strength": 2.0, "interval": 2, "aux_batch_size": 4, **overrides})
 
     # --- set-up ------------------------------------------------------------------------------------------------
 
