@@ -109,8 +109,11 @@ class FeatureReader:
         return references
 
     def _remembered(self, seen: Observation) -> Tensor | None:
-        rows = None if seen.place is None else self._known.get(seen.place)
-        mine = len(seen.error)
-        if rows is None or len(rows) != mine * world_size():  # another batch size than before the resume
+        place, mine = seen.place, len(seen.error)
+        if place is None or place not in self._known:
             return None
-        return rows[self.auxiliary.trainer.global_rank * mine :][:mine].to(seen.error.device)
+        rows = self._known[place]
+        if len(rows) != mine * world_size():  # another batch size than before the resume
+            return None
+        self._known[place] = rows = rows.to(seen.error.device)  # after a resume: moved once, not at every step
+        return rows[self.auxiliary.trainer.global_rank * mine :][:mine]
