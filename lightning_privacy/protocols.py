@@ -1,6 +1,6 @@
 """What defences and audits ask of a user's LightningModule, and the values that travel between them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -16,6 +16,9 @@ __all__ = [
     "Batch",
     "Draw",
     "GeneratesImages",
+    "HasEmbedding",
+    "HasFunctionalLoss",
+    "HasLogits",
     "HasPerSampleError",
     "HasPerSampleLoss",
     "HasReference",
@@ -88,4 +91,39 @@ class GeneratesImages(Protocol):
         self, prompts: Sequence[str], *, seed: int = 0, **options: Any
     ) -> Float[Tensor, "batch 3 height width"]:
         """Return one picture a prompt, values in [0, 1]; picture ``i`` depends on ``seed`` and ``i`` alone."""
+        ...
+
+
+@runtime_checkable
+class HasLogits(Protocol):
+    """A classifier."""
+
+    def logits(self, batch: Batch) -> Float[Tensor, "batch classes"]:
+        """Return the class scores before the softmax."""
+        ...
+
+
+@runtime_checkable
+class HasEmbedding(Protocol):
+    """A module that gives features of its inputs."""
+
+    def embedding(self, batch: Batch) -> Float[Tensor, "batch features"]:
+        """Return what the last layer reads."""
+        ...
+
+
+@runtime_checkable
+class HasFunctionalLoss(Protocol):
+    """A module whose training loss is a function of weights that are passed in, so that many copies train at once."""
+
+    def functional_loss(
+        self, parameters: Mapping[str, Tensor], buffers: Mapping[str, Tensor], batch: Batch
+    ) -> Float[Tensor, ""]:
+        """Return the loss that ``training_step`` minimises, with the module's weights replaced; it must not log.
+
+        Args:
+            parameters: By the names of the module's ``named_parameters()``.
+            buffers: By the names of its ``named_buffers()``; statistics may be updated in place.
+            batch: A batch.
+        """
         ...

@@ -16,6 +16,7 @@ from lightning_privacy.cli.default_callbacks import default_callbacks
 from lightning_privacy.cli.environment import environment_of
 from lightning_privacy.cli.parser import PrivacyParser, known_keys, unknown_empty_keys
 from lightning_privacy.cli.run_config import SaveRunConfig, choose_run_folder, derive, dump_config
+from lightning_privacy.cli.shadow_build import ShadowBuild
 from lightning_privacy.core.conflicts import find_conflicts, order_defences, raise_conflicts
 from lightning_privacy.core.defence import Defence
 from lightning_privacy.core.registry import AUDITS, DEFENCES
@@ -91,6 +92,9 @@ class PrivacyCLI(LightningCLI):
         self.config_init = self._build(complete)
         self.datamodule = self._get(self.config_init, "data")
         self.model = self._get(self.config_init, "model")
+        for audit in self.audits.values():
+            if getattr(audit, "shadows", 0) and getattr(audit, "shadow_build", None) is None:
+                audit.shadow_build = ShadowBuild(self._parser(self.subcommand), mine)
         self.trainer = self.instantiate_trainer()
 
     def _build(self, config: Namespace) -> Namespace:

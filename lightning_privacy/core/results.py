@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 __all__ = ["AttackResult", "MembershipAttack", "Metric", "Signals"]
@@ -41,9 +41,12 @@ class Signals:
         timesteps: Diffusion step of each draw (shared by all records).
         error_map: Error maps, pooled to a fixed size.
         reference_error_map: The same for the model before fine-tuning.
-        logits: Class scores.
-        embedding: Features.
+        logits: Class scores of the record itself (query 0) and of augmented copies of it.
+        embedding: Features before the last layer.
         labels: True classes.
+        shadow_confidence: Scaled confidence log(p / (1 - p)) in the true class, of each query under each shadow model.
+        shadow_in: Whether each shadow model was trained on the record.
+        boundary_distance: Estimated distance to the nearest input of another predicted class, by labels alone.
     """
 
     record_ids: tuple[str, ...]
@@ -52,9 +55,12 @@ class Signals:
     timesteps: Int[Tensor, " draws"] | None = None
     error_map: Float[Tensor, "records draws features"] | None = None
     reference_error_map: Float[Tensor, "records draws features"] | None = None
-    logits: Float[Tensor, "records ..."] | None = None
+    logits: Float[Tensor, "records queries classes"] | None = None
     embedding: Float[Tensor, "records features"] | None = None
     labels: Int[Tensor, " records"] | None = None
+    shadow_confidence: Float[Tensor, "records shadows queries"] | None = None
+    shadow_in: Bool[Tensor, "records shadows"] | None = None
+    boundary_distance: Float[Tensor, " records"] | None = None
 
     def __len__(self) -> int:
         """Return the number of records."""

@@ -14,6 +14,13 @@ from lightning_privacy.callbacks.audits.membership_audit import (
     audit_membership,
     choose_attacks,
 )
+from lightning_privacy.callbacks.audits.shadow_signals import SHADOW_FIELDS, Evidence
+from lightning_privacy.callbacks.audits.shadow_training import (
+    check_count,
+    resolve_build,
+    shadow_pool,
+    train_and_observe,
+)
 from lightning_privacy.callbacks.audits.signals import ReferenceCache, available_signals, missing_signals
 from lightning_privacy.callbacks.audits.split_access import check_roles, find_split
 from lightning_privacy.core.results import AttackResult, MembershipAttack
@@ -42,6 +49,13 @@ class MembershipAudit(L.Callback):
         seed: Seed of draws, attackers and bootstrap.
         bootstrap: Resamples behind each 95 % interval.
         batch_size: Records at once; the datamodule's own if not given.
+        queries: Views of each picture that a classifier is asked about: the picture, its mirror image, shifts.
+        shadows: Shadow models to train for the attacks that compare with models whose training records are known (LiRA,
+            RMIA), an even number; 0 for none. They are trained as the audited model was, once training has ended, and
+            kept in ``shadows`` of the run's folder. Attacks that need them run on the final model alone.
+        shadow_build: Function seed -> (a new module, its defences), or its import path; from a recipe the command line
+            fills it in.
+        shadow_folder: Where shadow models are kept and looked for, if not in the run's folder.
         error_fn: Import path of a function (module, batch, draw) -> error of each sample, for a module without
             ``per_sample_error``.
 
@@ -61,11 +75,16 @@ class MembershipAudit(L.Callback):
         seed: int = 0,
         bootstrap: int = 2000,
         batch_size: int | None = None,
+        queries: int = 1,
+        shadows: int = 0,
+        shadow_build: str | Any | None = None,
+        shadow_folder: str | None = None,
         error_fn: str | Any | None = None,
     ) -> None:
         super().__init__()
         for name in attacks or []:
             build_attack(name)
+        check_count(shadows)
         if attacks == [] or draws < 1 or bootstrap < 0 or timesteps == [] or (every_n_epochs or 1) < 1:
             raise InputError(
                 "MembershipAudit needs at least one attack, draws >= 1, bootstrap >= 0, timesteps (or none given) and "
@@ -74,7 +93,8 @@ class MembershipAudit(L.Callback):
             )
         self.attacks, self.every_n_epochs, self.at_end = attacks, every_n_epochs, at_end
         self.draws, self.timesteps, self.seed, self.bootstrap = draws, timesteps, seed, bootstrap
-        self.batch_size, self.error_fn = batch_size, error_fn
+        self.batch_size, self.queries, self.error_fn = batch_size, queries, error_fn
+        self.shadows, self.shadow_build, self.shadow_folder = shadows, shadow_build, shadow_folder
         self.extra_attacks: Sequence[MembershipAttack] = ()
         """Further attack objects, for use from Python."""
         self.last_results: list[AttackResult] = []
@@ -87,11 +107,13 @@ class MembershipAudit(L.Callback):
             return
         self._cache, self._audited_step = {}, None
         check_roles(find_split(trainer, "MembershipAudit"), ROLES, "MembershipAudit")
+        if self.shadows:
+            resolve_build(self.shadow_build)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Check the module's protocols, which a mixin or ``configure_model`` may have supplied by now."""
-        available = available_signals(pl_module, self.error_fn)
-        for attack in self._chosen(trainer, pl_module)[0]:
+        available = available_signals(pl_module, self.error_fn) | self._from_shadows
+        for attack in self._chosen(trainer, pl_module, self._from_shadows)[0]:
             lacking = set(attack.requires) - available
             if lacking:
                 raise missing_signals(pl_module, lacking, attack.name)
@@ -101,7 +123,7 @@ class MembershipAudit(L.Callback):
         epoch = trainer.current_epoch + 1
         if self.every_n_epochs is None or epoch % self.every_n_epochs or trainer.sanity_checking:
             return
-        values = self._logged(self.audit(trainer, pl_module, epoch))
+        values = self._logged(self._audit(trainer, pl_module, epoch, shadows=False))
         pl_module.log_dict(values, on_step=False, on_epoch=True, sync_dist=True)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -120,9 +142,13 @@ class MembershipAudit(L.Callback):
         Args:
             trainer: The trainer, whose datamodule is the split.
             module: The module.
-            epoch: Epochs completed, for the record.
+            epoch: Epochs completed; shadow models are trained as many.
         """
-        attacks, notes = self._chosen(trainer, module)
+        return self._audit(trainer, module, epoch, shadows=bool(self.shadows))
+
+    def _audit(self, trainer: L.Trainer, module: L.LightningModule, epoch: int, shadows: bool) -> list[AttackResult]:
+        attacks, notes = self._chosen(trainer, module, self._from_shadows if shadows else frozenset())
+        evidence = self._evidence(trainer, epoch) if shadows else None
         defences = tuple(defence.name for defence in defences_of(trainer))
         self.last_results = audit_membership(
             module,
@@ -135,7 +161,9 @@ class MembershipAudit(L.Callback):
             batch_size=self.batch_size,
             error_fn=self.error_fn,
             cache=self._cache,
-            model=AuditedModel(trainer.global_step, epoch, defences, notes),
+            queries=self.queries,
+            shadows=evidence,
+            model=AuditedModel(trainer.global_step, epoch, defences, notes, {"shadows": self.shadows} if shadows else None),
         )
         self._audited_step = trainer.global_step
         if trainer.is_global_zero:
@@ -146,11 +174,33 @@ class MembershipAudit(L.Callback):
 
     def result_names(self, trainer: L.Trainer, module: L.LightningModule) -> set[str]:
         """Return the names of the attacks that `audit` would run."""
-        return {attack.name for attack in self._chosen(trainer, module)[0]}
+        return {attack.name for attack in self._chosen(trainer, module, self._from_shadows)[0]}
 
-    def _chosen(self, trainer: L.Trainer, module: Any) -> tuple[list[MembershipAttack], tuple[str, ...]]:
-        chosen = choose_attacks(self.attacks, module, self.error_fn)
-        adaptive, notes = adaptive_attacks(defences_of(trainer), available_signals(module, self.error_fn))
+    @property
+    def _from_shadows(self) -> frozenset[str]:
+        return SHADOW_FIELDS if self.shadows else frozenset()
+
+    def _evidence(self, trainer: L.Trainer, epoch: int) -> Evidence:
+        build = resolve_build(self.shadow_build)
+        pool = shadow_pool(
+            build,
+            trainer,
+            find_split(trainer, "MembershipAudit"),
+            self.shadows,
+            epochs=epoch,
+            folder=self.shadow_folder,
+            seed=self.seed,
+            signature=getattr(build, "signature", ""),
+        )
+        return train_and_observe(pool, self.queries)
+
+    def _chosen(
+        self, trainer: L.Trainer, module: Any, also: frozenset[str]
+    ) -> tuple[list[MembershipAttack], tuple[str, ...]]:
+        chosen = choose_attacks(self.attacks, module, self.error_fn, also)
+        if not also and self.shadows:  # an audit during training, which has no shadow models yet
+            chosen = [attack for attack in chosen if not set(attack.requires) & SHADOW_FIELDS]
+        adaptive, notes = adaptive_attacks(defences_of(trainer), available_signals(module, self.error_fn) | also)
         named = {attack.name for attack in chosen}
         more = [a for a in (*adaptive, *self.extra_attacks) if a.name not in named]
         return [*chosen, *more], notes

@@ -1,6 +1,6 @@
 """Running membership attacks on one model: fitted on the attacker's records, judged on records nobody fitted on."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -13,6 +13,7 @@ from lightning_privacy.attacks.membership.registry import MEMBERSHIP_ATTACKS, bu
 from lightning_privacy.attacks.membership.selection import FittedAttack, fit_attack, strongest
 from lightning_privacy.callbacks.audits.draw_plan import DrawPlan
 from lightning_privacy.callbacks.audits.evidence import result_notes
+from lightning_privacy.callbacks.audits.shadow_signals import SHADOW_FIELDS, Evidence, with_shadows
 from lightning_privacy.callbacks.audits.signals import (
     ErrorFunction,
     ReferenceCache,
@@ -53,7 +54,10 @@ class AuditedModel:
 
 
 def choose_attacks(
-    attacks: Sequence[str | MembershipAttack] | None, module: Any, error_fn: ErrorFunction | str | None = None
+    attacks: Sequence[str | MembershipAttack] | None,
+    module: Any,
+    error_fn: ErrorFunction | str | None = None,
+    also: Collection[str] = (),
 ) -> list[MembershipAttack]:
     """Return attacks from names and objects.
 
@@ -61,12 +65,13 @@ def choose_attacks(
         attacks: Names, objects, or None for every registered attack whose signals the module can give.
         module: The audited module.
         error_fn: See `compute_signals`.
+        also: Fields of `Signals` that are there beside the module's own, such as those of shadow models.
 
     Raises:
         InputError: an unknown name (the message lists those there are), or two attacks of one name.
     """
     if attacks is None:
-        available = available_signals(module, error_fn)
+        available = available_signals(module, error_fn) | set(also)
         attacks = [name for name, cls in MEMBERSHIP_ATTACKS.items() if set(cls.requires) <= available]  # pyright: ignore[reportAttributeAccessIssue]
         attacks = attacks or ["averaged_loss"]  # so that a module without any protocol is told what it lacks
     built = [build_attack(a) if isinstance(a, str) else a for a in attacks]
@@ -88,6 +93,8 @@ def audit_membership(
     batch_size: int | None = None,
     error_fn: ErrorFunction | str | None = None,
     cache: ReferenceCache | None = None,
+    queries: int = 1,
+    shadows: Evidence | None = None,
     model: AuditedModel | None = None,
 ) -> list[AttackResult]:
     """Attack a model: fit on ``aux_member`` against ``attack_nonmember``, judge on ``eval_member`` against ``holdout``.
@@ -107,6 +114,8 @@ def audit_membership(
         error_fn: Function (module, batch, draw) -> error, or its import path, for a module without
             `per_sample_error`.
         cache: Keeps reference signals between audits of one run.
+        queries: Views of each record that a classifier is asked about, the raw one first; see `query_views`.
+        shadows: What shadow models say of the records, for the attacks that need them; under the same views.
         model: What the results say about the model.
 
     Returns:
@@ -118,13 +127,23 @@ def audit_membership(
         MissingProtocolError: the module cannot give a signal that an attack needs.
         SplitError: a role is empty or a loader is out of order.
     """
-    chosen = choose_attacks(attacks, module, error_fn)
+    chosen = choose_attacks(attacks, module, error_fn, SHADOW_FIELDS if shadows is not None else ())
     check_roles(split, ROLES, "A membership audit")
     requires = {field for attack in chosen for field in attack.requires}
-    plan = DrawPlan.of(timesteps, draws, seed)
+    given = SHADOW_FIELDS if shadows is not None else frozenset()
     signals = compute_signals(
-        module, split, ROLES, requires, plan=plan, batch_size=batch_size, error_fn=error_fn, cache=cache
+        module,
+        split,
+        ROLES,
+        requires - given,
+        plan=DrawPlan.of(timesteps, draws, seed),
+        batch_size=batch_size,
+        error_fn=error_fn,
+        cache=cache,
+        queries=queries,
     )
+    if shadows is not None:
+        signals = with_shadows(signals, shadows)
     about = model or AuditedModel()
     return on_rank_zero(lambda: _attack(chosen, signals, split.split_hash, seed, bootstrap, about))
 

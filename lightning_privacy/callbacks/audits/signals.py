@@ -10,9 +10,12 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from lightning_privacy.callbacks.audits.class_scores import class_scores
 from lightning_privacy.callbacks.audits.draw_plan import DrawPlan, draws_itself
+from lightning_privacy.callbacks.audits.shadow_signals import SHADOW_FIELDS
 from lightning_privacy.callbacks.audits.split_access import batch_records, role_indices
 from lightning_privacy.callbacks.audits.untouched import gather_parts, on_device, rank, untouched
+from lightning_privacy.core.batches import labels_of
 from lightning_privacy.core.import_path import import_object
 from lightning_privacy.core.ranks import world_size
 from lightning_privacy.core.results import Signals
@@ -65,6 +68,7 @@ def compute_signals(
     batch_size: int | None = None,
     error_fn: ErrorFunction | str | None = None,
     cache: ReferenceCache | None = None,
+    queries: int = 1,
 ) -> dict[str, Signals]:
     """Observe the records of some roles on fixed draws; ranks share the work and all get everything.
 
@@ -80,11 +84,13 @@ def compute_signals(
         error_fn: Function (module, batch, draw) -> error, or its import path, for a module without
             `per_sample_error`.
         cache: Filled with, and read for, the reference signals. Only for one plan and one base model.
+        queries: Views of each record whose class scores are observed, see `query_views`.
 
     Returns:
         The signals of each role, on the CPU, records in the order of the role.
 
     Raises:
+        InputError: class scores are not one row a record, or more views are asked for than there are.
         MissingProtocolError: the module cannot give one of the fields.
         SplitError: a loader does not yield the records of its role.
     """
@@ -92,7 +98,7 @@ def compute_signals(
     if missing:
         raise missing_signals(module, missing)
     observer = _Observer(
-        module, set(requires), plan or DrawPlan(), import_object(error_fn), {} if cache is None else cache
+        module, set(requires), plan or DrawPlan(), import_object(error_fn), {} if cache is None else cache, queries
     )
     with untouched(module):
         return {role: observer.role(split, role, batch_size) for role in roles}
@@ -116,6 +122,15 @@ def missing_signals(module: Any, fields: Collection[str], attack: str = "") -> M
             f"{party} needs the error of `{name}` before fine-tuning, but it has no `reference()`. Add a context "
             "manager under which the module is its base model, or leave the attack out."
         )
+    if set(fields) & SHADOW_FIELDS:
+        return MissingProtocolError(
+            f"{party} needs shadow models. Give the audit a number of them (`shadows: 16`), or leave the attack out."
+        )
+    if "boundary_distance" in fields:
+        return MissingProtocolError(
+            f"{party} needs many label queries a record. Give the audit a budget (`boundary_queries: 1000`), or leave "
+            "the attack out."
+        )
     return MissingProtocolError(f"{party} needs {', '.join(sorted(fields))}, but `{name}` has no such method.")
 
 
@@ -129,8 +144,9 @@ class _Observer:
         plan: DrawPlan,
         error_fn: ErrorFunction | None,
         cache: ReferenceCache,
+        queries: int,
     ) -> None:
-        self.module, self.requires, self.cache = module, requires, cache
+        self.module, self.requires, self.cache, self.queries = module, requires, cache, queries
         self.error_fn = error_fn
         self.plan = plan
         self.fitted = False
@@ -163,9 +179,9 @@ class _Observer:
         if wanted:
             out |= {_FROM_ERROR[name]: value for name, value in self.reference(batch, ids, wanted).items()}
         if "logits" in self.requires:
-            out["logits"] = self.module.logits(batch).float().cpu()  # pyright: ignore[reportCallIssue]
+            out["logits"] = class_scores(self.module, batch, self.queries)
         if "labels" in self.requires:
-            out["labels"] = (batch["label"] if isinstance(batch, dict) else batch[1]).cpu()
+            out["labels"] = labels_of(batch).cpu()
         if "embedding" in self.requires:
             out["embedding"] = self.module.embedding(batch).float().flatten(1).cpu()  # pyright: ignore[reportCallIssue]
         return out

@@ -104,7 +104,7 @@ def test_a_deterministic_classifier_has_one_draw(classifier, split):
     signals = compute_signals(classifier, split, ["holdout"], {"loss", "error_map", "logits"})["holdout"]
     assert signals.loss.shape == (10, 1)
     assert signals.error_map.shape == (10, 1, 1)
-    assert signals.logits.shape == (10, 3)
+    assert signals.logits.shape == (10, 1, 3)
     assert signals.timesteps is None
     classifier.sample_draw = lambda batch, generator: Draw()
     assert compute_signals(classifier, split, ["holdout"], {"loss"})["holdout"].loss.shape == (10, 1)

@@ -1,0 +1,52 @@
+"""Pictures and labels of a batch, whichever of the two usual shapes the loader gives it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from lightning_privacy.errors import InputError
+
+__all__ = ["images_of", "labels_of", "with_images"]
+
+
+def images_of(batch: Any) -> Tensor:
+    """Return the pictures of ``{"image": ...}`` or of ``(pictures, labels, ...)``.
+
+    Raises:
+        InputError: the batch is neither.
+    """
+    if isinstance(batch, Mapping) and isinstance(batch.get("image"), Tensor):
+        return batch["image"]
+    if isinstance(batch, list | tuple) and batch and isinstance(batch[0], Tensor):
+        return batch[0]
+    raise _unknown(batch, "pictures", '`batch["image"]`, or be first in the tuple')
+
+
+def labels_of(batch: Any) -> Tensor:
+    """Return the classes of ``{"label": ...}`` or of ``(pictures, labels, ...)``, as whole numbers.
+
+    Raises:
+        InputError: the batch is neither.
+    """
+    found = None
+    if isinstance(batch, Mapping):
+        found = batch.get("label")
+    elif isinstance(batch, list | tuple) and len(batch) > 1:
+        found = batch[1]
+    if not isinstance(found, Tensor) or found.is_floating_point() or found.ndim != 1:
+        raise _unknown(batch, "labels", '`batch["label"]`, or be second in the tuple, one whole number a picture')
+    return found.long()
+
+
+def with_images(batch: Any, images: Tensor) -> Any:
+    """Return the batch with other pictures in it, everything else as it was."""
+    images_of(batch)
+    if isinstance(batch, Mapping):
+        return {**batch, "image": images}
+    return type(batch)([images, *batch[1:]])
+
+
+def _unknown(batch: Any, what: str, where: str) -> InputError:
+    kind = f"a mapping with {sorted(map(str, batch))}" if isinstance(batch, Mapping) else f"a {type(batch).__name__}"
+    return InputError(f"The batch is {kind}, in which no {what} were found; they must be {where}.")
