@@ -1,7 +1,8 @@
-"""Membership metrics with their intervals: AUROC, TPR at low FPR, balanced accuracy; pooled over seeds; paired."""
+"""Membership metrics with their intervals: AUROC, TPR at low FPR, PPV, epsilon; pooled over seeds; paired."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -17,6 +18,9 @@ from lightning_privacy.metrics.functional.bootstrap import (
     record_replicates,
     seed_replicates,
 )
+from lightning_privacy.metrics.functional.delong import delong_interval
+from lightning_privacy.metrics.functional.epsilon import epsilon_lower_bound
+from lightning_privacy.metrics.functional.low_fpr import PRIORS, low_fpr_validity, ppv_at_priors, tpr_at_fpr_interval
 from lightning_privacy.metrics.functional.roc import (
     OperatingPoints,
     auroc,
@@ -45,7 +49,7 @@ __all__ = [
 FPRS = (0.05, 0.01, 0.001)
 """False-positive rates at which the true-positive rate is reported."""
 
-_MIN_FALSE_POSITIVES = 10  # below so many allowed alarms a rate is the luck of a few records
+_PPV_FPR = 0.01  # chosen here: the lowest of `FPRS` that audits of some thousand records can support
 
 
 def null_auroc_sd(n_member: int, n_nonmember: int) -> float:
@@ -62,53 +66,92 @@ def membership_metrics(
     member: Float[Tensor, " members"],
     nonmember: Float[Tensor, " nonmembers"],
     threshold: float | int | None = None,
-    fprs: Sequence[float] = FPRS,
+    fprs: Sequence[float | int] = FPRS,
     bootstrap: int = 2000,
     seed: int = 0,
+    auroc_interval: Literal["bootstrap", "delong"] = "bootstrap",
+    delta: float | int = 0,
 ) -> dict[str, Metric]:
-    """Return AUROC, TPR at each FPR and balanced accuracy, each with a 95 % bootstrap interval over records.
+    """Return what an attack's scores on evaluation records amount to, each number with a 95 % interval.
+
+    AUROC, balanced accuracy and advantage have bootstrap intervals over records. TPR at FPR and PPV are counts above a
+    cut and have exact (Clopper-Pearson) ones; the interval of a TPR takes its cut as fixed, and so ignores that the
+    cut's false-positive rate, met on these non-members, is another one in the population.
 
     Args:
         member: Scores of evaluation members, higher = more member-like; one-sided, the sign is not searched for here.
         nonmember: Scores of evaluation non-members.
-        threshold: Where to cut for the balanced accuracy, found on fit data and never on these records; None leaves
-            it out.
+        threshold: Where to cut, found on fit data and never on these records; None leaves out what needs it.
         fprs: False-positive rates in (0, 1).
-        bootstrap: Number of resamples; 0 for no intervals.
+        bootstrap: Number of resamples; 0 for no bootstrap intervals.
         seed: Seed of the resampling.
+        auroc_interval: ``delong`` replaces the bootstrap of the AUROC by DeLong's interval on the logit scale, which
+            takes no resampling and is no point where members and non-members are apart.
+        delta: The delta at which ``epsilon_lower`` is bounded, in [0, 1).
 
     Returns:
-        ``auroc``, ``tpr_at_fpr_<rate>`` (marked invalid where the rate allows fewer than 10 false positives; the
-        value stays) and ``balanced_accuracy``.
+        ``auroc``; ``tpr_at_fpr_<rate>`` (marked invalid where the rate allows fewer than 10 false positives; the value
+        stays); ``ppv_at_prior_<share>`` for members being 1 %, 10 % and half of the records asked about, at the cut of
+        1 % FPR, left out where 1 % allows fewer than 10 false positives. With a threshold: ``balanced_accuracy``;
+        ``advantage`` (TPR - FPR there, not its maximum over thresholds, which is optimistic); ``epsilon_lower`` (a lower
+        bound, see `epsilon_lower_bound`: for records of one trained model customary, not a theorem).
+
+    Raises:
+        InputError: a side is empty, a score is NaN, or a delta outside [0, 1).
+
+    Example:
+        >>> found = membership_metrics(torch.arange(100.0) + 50, torch.arange(100.0), threshold=100, bootstrap=0)
+        >>> {name: round(found[name].value, 3) for name in ("auroc", "advantage", "epsilon_lower")}
+        {'auroc': 0.875, 'advantage': 0.5, 'epsilon_lower': 2.398}
     """
-    statistics = {"auroc": named_statistic("auroc")}
-    statistics |= {f"tpr_at_fpr_{fpr:g}": named_statistic(f"tpr_at_fpr_{fpr:g}") for fpr in fprs}
+    points = operating_points(member, nonmember)
+    resampled: dict[str, Callable[[OperatingPoints], Tensor]] = {}
+    if auroc_interval == "bootstrap":
+        resampled["auroc"] = OperatingPoints.auroc
     if threshold is not None:
         cut = float(threshold)
-        statistics["balanced_accuracy"] = lambda points: points.balanced_accuracy(cut)
-    points = operating_points(member, nonmember)
+        resampled["balanced_accuracy"] = lambda points: points.balanced_accuracy(cut)
+        resampled["advantage"] = lambda points: points.advantage(cut)
+    found = _resampled((member, nonmember), points, resampled, bootstrap, seed)
+    if auroc_interval == "delong":
+        found["auroc"] = delong_interval(member, nonmember)
+    found |= {f"tpr_at_fpr_{fpr:g}": tpr_at_fpr_interval(points, fpr) for fpr in fprs}
+    if low_fpr_validity(_PPV_FPR, len(nonmember))[0]:
+        found |= {f"ppv_at_prior_{p:g}": m for p, m in zip(PRIORS, ppv_at_priors(points, _PPV_FPR), strict=True)}
+    if threshold is not None:
+        found["epsilon_lower"] = epsilon_lower_bound(member, nonmember, threshold, delta=delta)
+    return {name: found[name] for name in sorted(found, key=_place)}
+
+
+def _resampled(
+    scores: Scores,
+    points: OperatingPoints,
+    statistics: dict[str, Callable[[OperatingPoints], Tensor]],
+    bootstrap: int,
+    seed: int,
+) -> dict[str, Metric]:
     values = {name: float(statistic(points)) for name, statistic in statistics.items()}
+    if not bootstrap or not statistics:
+        return {name: Metric(value) for name, value in values.items()}
 
     def every_statistic(points: OperatingPoints) -> Tensor:
         return torch.stack([statistic(points) for statistic in statistics.values()], dim=1)
 
-    intervals: list[tuple[float | None, float | None]] = [(None, None)] * len(statistics)
-    if bootstrap:
-        generator = torch.Generator().manual_seed(seed)
-        (replicates,) = record_replicates([(member, nonmember)], every_statistic, bootstrap, generator)
-        intervals = [percentile_interval(column) for column in replicates.unbind(1)]
-    return {
-        name: Metric(value, low, high, *_validity(name, len(nonmember)))
-        for (name, value), (low, high) in zip(values.items(), intervals, strict=True)
-    }
+    generator = torch.Generator().manual_seed(seed)
+    (replicates,) = record_replicates([scores], every_statistic, bootstrap, generator)
+    intervals = [percentile_interval(column) for column in replicates.unbind(1)]
+    return {name: Metric(value, *ends) for (name, value), ends in zip(values.items(), intervals, strict=True)}
 
 
-def _validity(name: str, n_nonmember: int) -> tuple[bool, str]:
-    prefix, _, rate = name.rpartition("_")
-    if prefix != "tpr_at_fpr" or n_nonmember * float(rate) >= _MIN_FALSE_POSITIVES:
-        return True, ""
-    needed = math.ceil(_MIN_FALSE_POSITIVES / float(rate))
-    return False, f"{n_nonmember} non-members cannot support a false-positive rate of {rate}: at least {needed} needed"
+def _place(name: str) -> int:
+    # Whoever prints the numbers prints them in this order; a stable sort keeps the rates and priors as they came.
+    order = ("auroc", "tpr_at_fpr", "ppv_at_prior", "balanced_accuracy", "advantage", "epsilon_lower")
+    return next(i for i, start in enumerate(order) if name.startswith(start))
+
+
+def _validity(statistic: Statistic, n_nonmember: int) -> tuple[bool, str]:
+    prefix, _, rate = statistic.rpartition("_") if isinstance(statistic, str) else ("", "", "")
+    return low_fpr_validity(float(rate), n_nonmember) if prefix == "tpr_at_fpr" else (True, "")
 
 
 def pool_over_seeds(
@@ -165,7 +208,7 @@ def _over_seeds(seeds: Sequence[Sequence[Scores]], statistic: Statistic, bootstr
         each = [float(function(operating_points(*arm))) for arm in arms]
         values.append(each[0] if len(each) == 1 else each[0] - each[1])
     mean = sum(values) / len(values)
-    valid, reason = _validity(statistic if isinstance(statistic, str) else "", min(len(a[0][1]) for a in seeds))
+    valid, reason = _validity(statistic, min(len(arms[0][1]) for arms in seeds))
     if not bootstrap:
         return Metric(mean, valid=valid, reason=reason)
     replicates = seed_replicates(seeds, function, bootstrap, torch.Generator().manual_seed(seed))

@@ -5,12 +5,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import mannwhitneyu
+from scipy.stats import binomtest, mannwhitneyu
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 from sklearn.metrics import roc_curve as sklearn_roc_curve
 
 from lightning_privacy.errors import InputError
 from lightning_privacy.metrics.functional.bootstrap import record_replicates
+from lightning_privacy.metrics.functional.delong import delong_interval
+from lightning_privacy.metrics.functional.epsilon import epsilon_lower_bound
+from lightning_privacy.metrics.functional.low_fpr import ppv_at_priors
 from lightning_privacy.metrics.functional.roc import OperatingPoints, operating_points
 from lightning_privacy.metrics.membership import (
     auroc,
@@ -146,7 +149,15 @@ def test_interval_covers_the_truth_about_95_times_in_100():
 
 def test_metrics_are_named_judged_and_repeatable():
     first = membership_metrics(*normal(5, 1.0), threshold=0.5, bootstrap=200)
-    assert list(first) == ["auroc", "tpr_at_fpr_0.05", "tpr_at_fpr_0.01", "tpr_at_fpr_0.001", "balanced_accuracy"]
+    assert list(first) == [
+        "auroc",
+        "tpr_at_fpr_0.05",
+        "tpr_at_fpr_0.01",
+        "tpr_at_fpr_0.001",
+        "balanced_accuracy",
+        "advantage",
+        "epsilon_lower",
+    ]
     assert first == membership_metrics(*normal(5, 1.0), threshold=0.5, bootstrap=200)
     assert first["auroc"].valid
     low_fpr = first["tpr_at_fpr_0.01"]
@@ -156,6 +167,110 @@ def test_metrics_are_named_judged_and_repeatable():
     assert low_fpr.value == tpr_at_fpr(*normal(5, 1.0), 0.01)
     assert membership_metrics(*normal(5, 1.0, 40, 200), bootstrap=0)["tpr_at_fpr_0.05"].valid
     assert membership_metrics(*normal(5, 1.0), bootstrap=0)["auroc"].low is None
+
+
+def test_the_worked_example_of_six_records():
+    y, p = torch.tensor([0, 0, 0, 1, 1, 1]).bool(), torch.tensor([0.1, 0.6, 0.2, 0.45, 0.9, 0.99])
+    member, nonmember = p[y], p[~y]
+    found = membership_metrics(member, nonmember, threshold=0.5, bootstrap=0)
+    assert found["auroc"].value == pytest.approx(8 / 9)
+    assert found["advantage"].value == pytest.approx(2 / 3 - 1 / 3)
+    assert found["balanced_accuracy"].value == pytest.approx((2 / 3 + 2 / 3) / 2)
+    points = operating_points(member, nonmember)
+    above = int((points.thresholds >= 0.5).sum()) - 1
+    assert float(points.true_positives[0, above]) / 3 == pytest.approx(2 / 3)
+    assert float(points.false_positives[0, above]) / 3 == pytest.approx(1 / 3)
+    rates = {fpr: tpr_at_fpr(member, nonmember, fpr) for fpr in (0, 0.1, 0.4, 1)}
+    assert rates == pytest.approx({0: 2 / 3, 0.1: 2 / 3, 0.4: 1, 1: 1})
+
+
+def test_the_interval_of_a_tpr_is_the_exact_one_of_the_members_above_the_cut():
+    member, nonmember = normal(6, 1.5, 300, 2000)
+    for fpr, found in zip(
+        (0.05, 0.01), list(membership_metrics(member, nonmember, bootstrap=0).values())[1:3], strict=True
+    ):
+        cut = nonmember.sort(descending=True).values[int(fpr * 2000)]  # the highest score that must not be accused
+        hits = int((member > cut).sum())
+        expected = binomtest(hits, 300).proportion_ci(0.95, "exact")
+        assert found.value == hits / 300
+        assert (found.low, found.high) == pytest.approx(tuple(expected), abs=1e-9)
+        assert found.valid
+
+
+def test_ppv_is_bayes_rule_at_one_per_cent_alarms_and_its_interval_covers():
+    member, nonmember = normal(6, 1.5, 300, 2000)
+    found = membership_metrics(member, nonmember, bootstrap=0)
+    tpr = found["tpr_at_fpr_0.01"].value
+    for prior in (0.01, 0.1, 0.5):
+        metric = found[f"ppv_at_prior_{prior:g}"]
+        assert metric.value == pytest.approx(prior * tpr / (prior * tpr + (1 - prior) * 0.01))
+        assert 0 < metric.low < metric.value < metric.high < 1
+    assert not [name for name in membership_metrics(*normal(6, 1.5, 300, 999), bootstrap=0) if "ppv" in name]
+    inside, runs = 0, 200
+    for seed in range(runs):
+        # members above t with probability (1 - t)^(1/2), non-members with 1 - t: the true PPV of the chosen cut is known
+        generator = torch.Generator().manual_seed(seed)
+        members = 1 - torch.rand(300, generator=generator, dtype=torch.float64) ** 2
+        nonmembers = torch.rand(1000, generator=generator, dtype=torch.float64)
+        cut = nonmembers.sort(descending=True).values[10]
+        true_tpr, true_fpr = float((1 - cut).sqrt()), float(1 - cut)
+        (metric,) = ppv_at_priors(operating_points(members, nonmembers), priors=(0.1,))
+        inside += metric.low <= 0.1 * true_tpr / (0.1 * true_tpr + 0.9 * true_fpr) <= metric.high
+    assert inside >= 0.95 * runs - 7  # two standard deviations; Bonferroni and exact counts make it rather wide
+    with pytest.raises(InputError, match="share of members"):
+        ppv_at_priors(operating_points(members, nonmembers), priors=(0.0,))
+
+
+def test_an_attack_that_accuses_nobody_has_no_ppv():
+    nobody = membership_metrics(torch.zeros(100), torch.ones(1000), bootstrap=0)["ppv_at_prior_0.5"]
+    assert not nobody.valid
+    assert "accuses nobody" in nobody.reason
+
+
+def test_advantage_is_taken_at_the_fitted_threshold_and_epsilon_is_its_bound():
+    member, nonmember = normal(7, 1.0, 400, 400)
+    found = membership_metrics(member, nonmember, threshold=1.0, bootstrap=200)
+    tpr, fpr = float((member >= 1).double().mean()), float((nonmember >= 1).double().mean())
+    advantage, accuracy = found["advantage"], found["balanced_accuracy"]
+    assert advantage.value == pytest.approx(tpr - fpr)
+    assert (advantage.low, advantage.high) == pytest.approx((2 * accuracy.low - 1, 2 * accuracy.high - 1))
+    assert found["epsilon_lower"] == epsilon_lower_bound(member, nonmember, 1.0)
+    assert found["epsilon_lower"].value > 0.3
+    stricter = membership_metrics(member, nonmember, threshold=1.0, bootstrap=0, delta=0.1)
+    assert stricter["epsilon_lower"].value < found["epsilon_lower"].value
+    without = membership_metrics(member, nonmember, bootstrap=0)
+    assert not {"advantage", "balanced_accuracy", "epsilon_lower"} & set(without)
+
+
+def test_the_interval_of_the_auroc_is_chosen():
+    member, nonmember = normal(8, 1.0)
+    bootstrapped = membership_metrics(member, nonmember)["auroc"]
+    found = membership_metrics(member, nonmember, bootstrap=0, auroc_interval="delong")
+    assert found["auroc"] == delong_interval(member, nonmember)
+    assert next(iter(found)) == "auroc"
+    assert (found["auroc"].low, found["auroc"].high) == pytest.approx((bootstrapped.low, bootstrapped.high), abs=0.03)
+
+
+@pytest.mark.parametrize("interval", ["bootstrap", "delong"])
+def test_constant_scores_are_chance_whatever_the_order(interval):
+    found = membership_metrics(torch.ones(50), torch.ones(1000), 1.0, bootstrap=50, auroc_interval=interval)
+    values = {name: metric.value for name, metric in found.items()}
+    assert values.pop("auroc") == values.pop("balanced_accuracy") == 0.5
+    assert set(values.values()) == {0.0}
+    # two kinds of scores, every order of the records: one set of numbers
+    member, nonmember = torch.tensor([1.0, 1.0, 0.0]), torch.tensor([0.0, 1.0, 0.0, 0.0])
+    orders = [
+        membership_metrics(member[list(a)], nonmember[list(b)], 1.0, bootstrap=0, auroc_interval=interval)
+        for a in itertools.permutations(range(3))
+        for b in itertools.permutations(range(4))
+    ]
+    assert all(order == orders[0] for order in orders)
+
+
+def test_a_rate_of_zero_is_supported_by_no_number_of_records():
+    found = pool_over_seeds([normal(0)], "tpr_at_fpr_0", bootstrap=0)
+    assert not found.valid
+    assert "no number can" in found.reason
 
 
 def test_pooling_adds_the_spread_of_seeds():

@@ -13,6 +13,7 @@ __all__ = [
     "OperatingPoints",
     "auroc",
     "balanced_accuracy",
+    "checked_scores",
     "fit_threshold",
     "operating_points",
     "roc_curve",
@@ -44,19 +45,55 @@ class OperatingPoints:
         area = ((fp[:, 1:] - fp[:, :-1]) * (tp[:, 1:] + tp[:, :-1])).sum(1) / 2
         return area / (tp[:, -1] * fp[:, -1])
 
-    def tpr_at_fpr(self, fpr: float) -> Float[Tensor, " resamples"]:
-        """Return the largest true-positive rate whose false-positive rate is at most ``fpr`` (no interpolation)."""
+    def counts_at_fpr(self, fpr: float | int) -> tuple[Float[Tensor, " resamples"], Float[Tensor, " resamples"]]:
+        """Return true and false positives at the lowest cut whose false-positive rate is at most ``fpr``."""
         allowed = fpr * self.false_positives[:, -1:] + _COUNT_SLACK
         last = (self.false_positives <= allowed).sum(1, keepdim=True)
-        padded = torch.nn.functional.pad(self.true_positives, (1, 0))
-        return padded.gather(1, last).squeeze(1) / self.true_positives[:, -1]
+        both = (torch.nn.functional.pad(counts, (1, 0)) for counts in (self.true_positives, self.false_positives))
+        true_positives, false_positives = (padded.gather(1, last).squeeze(1) for padded in both)
+        return true_positives, false_positives
 
-    def balanced_accuracy(self, threshold: float) -> Float[Tensor, " resamples"]:
-        """Return the mean of true-positive and true-negative rate at one threshold."""
+    def tpr_at_fpr(self, fpr: float | int) -> Float[Tensor, " resamples"]:
+        """Return the largest true-positive rate whose false-positive rate is at most ``fpr`` (no interpolation)."""
+        return self.counts_at_fpr(fpr)[0] / self.true_positives[:, -1]
+
+    def advantage(self, threshold: float | int) -> Float[Tensor, " resamples"]:
+        """Return true-positive rate minus false-positive rate at one threshold."""
         above = int((self.thresholds >= threshold).sum())
         both = (self.true_positives, self.false_positives)
         rates = [torch.nn.functional.pad(counts, (1, 0))[:, above] / counts[:, -1] for counts in both]
-        return (1 + rates[0] - rates[1]) / 2
+        return rates[0] - rates[1]
+
+    def balanced_accuracy(self, threshold: float | int) -> Float[Tensor, " resamples"]:
+        """Return the mean of true-positive and true-negative rate at one threshold."""
+        return (1 + self.advantage(threshold)) / 2
+
+
+def checked_scores(
+    member: Float[Tensor, " members"], nonmember: Float[Tensor, " nonmembers"]
+) -> tuple[Float[Tensor, " members"], Float[Tensor, " nonmembers"]]:
+    """Return scores of both sides in float64.
+
+    Args:
+        member: Scores of members.
+        nonmember: Scores of non-members.
+
+    Raises:
+        InputError: a side is empty, or a score is NaN.
+    """
+    if not len(member) or not len(nonmember):
+        raise InputError(
+            f"An attack's scores need members and non-members, but there are {len(member)} and {len(nonmember)}; "
+            "give both evaluation roles at least one record."
+        )
+    sides = member.double(), nonmember.double()
+    scores = torch.cat(sides)
+    if scores.isnan().any():
+        raise InputError(
+            f"{int(scores.isnan().sum())} of {len(scores)} attack scores are NaN; the audited model's error is not "
+            "finite on those records, or the attack divided by zero."
+        )
+    return sides
 
 
 def operating_points(
@@ -76,17 +113,7 @@ def operating_points(
     Raises:
         InputError: a side is empty, or a score is NaN.
     """
-    if not len(member) or not len(nonmember):
-        raise InputError(
-            f"An attack's scores need members and non-members, but there are {len(member)} and {len(nonmember)}; "
-            "give both evaluation roles at least one record."
-        )
-    scores = torch.cat([member, nonmember]).double()
-    if scores.isnan().any():
-        raise InputError(
-            f"{int(scores.isnan().sum())} of {len(scores)} attack scores are NaN; the audited model's error is not "
-            "finite on those records, or the attack divided by zero."
-        )
+    scores = torch.cat(checked_scores(member, nonmember))
     thresholds, rank = scores.unique(return_inverse=True)
     column = len(thresholds) - 1 - rank
     cumulated = []
@@ -110,7 +137,7 @@ def auroc(member: Float[Tensor, " members"], nonmember: Float[Tensor, " nonmembe
     return float(operating_points(member, nonmember).auroc())
 
 
-def tpr_at_fpr(member: Float[Tensor, " members"], nonmember: Float[Tensor, " nonmembers"], fpr: float) -> float:
+def tpr_at_fpr(member: Float[Tensor, " members"], nonmember: Float[Tensor, " nonmembers"], fpr: float | int) -> float:
     """Return the largest true-positive rate at a false-positive rate of at most ``fpr``.
 
     Example:
@@ -121,7 +148,7 @@ def tpr_at_fpr(member: Float[Tensor, " members"], nonmember: Float[Tensor, " non
 
 
 def balanced_accuracy(
-    member: Float[Tensor, " members"], nonmember: Float[Tensor, " nonmembers"], threshold: float
+    member: Float[Tensor, " members"], nonmember: Float[Tensor, " nonmembers"], threshold: float | int
 ) -> float:
     """Return the mean of the true-positive and the true-negative rate, calling scores >= ``threshold`` members."""
     return float(operating_points(member, nonmember).balanced_accuracy(threshold))
