@@ -2,15 +2,42 @@
 
 from lightning_privacy.attacks.membership.averaged_loss import AveragedLoss
 from lightning_privacy.attacks.membership.calibrated_loss import CalibratedLoss
+from lightning_privacy.attacks.membership.confidence import ClassConfidence, ModifiedEntropy, ScaledConfidence
 from lightning_privacy.attacks.membership.h_prime import HPrime
+from lightning_privacy.attacks.membership.label_only import AugmentationAgreement, BoundaryDistance
+from lightning_privacy.attacks.membership.lira import LiraOffline, LiraOfflineFixed, LiraOnline, LiraOnlineFixed
+from lightning_privacy.attacks.membership.population import Population
+from lightning_privacy.attacks.membership.quantile import QuantileRegression
+from lightning_privacy.attacks.membership.rmia import RmiaOffline, RmiaOnline
 from lightning_privacy.attacks.membership.trained_calibrated import TrainedCalibrated
+from lightning_privacy.attacks.membership.worst_case import WorstCaseAttack
 from lightning_privacy.core.results import MembershipAttack
 from lightning_privacy.errors import InputError
 
 __all__ = ["MEMBERSHIP_ATTACKS", "build_attack", "register_attack"]
 
 MEMBERSHIP_ATTACKS: dict[str, type] = {
-    attack.name: attack for attack in (AveragedLoss, CalibratedLoss, HPrime, TrainedCalibrated)
+    attack.name: attack
+    for attack in (
+        AveragedLoss,
+        CalibratedLoss,
+        HPrime,
+        TrainedCalibrated,
+        ScaledConfidence,
+        ClassConfidence,
+        ModifiedEntropy,
+        Population,
+        WorstCaseAttack,
+        QuantileRegression,
+        AugmentationAgreement,
+        BoundaryDistance,
+        LiraOffline,
+        LiraOfflineFixed,
+        LiraOnline,
+        LiraOnlineFixed,
+        RmiaOffline,
+        RmiaOnline,
+    )
 }
 """Registered classes; each is built without arguments."""
 
