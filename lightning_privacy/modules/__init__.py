@@ -1,10 +1,11 @@
-"""LightningModules: Stable Diffusion LoRA fine-tuning, and the pre-training of the bundled tiny Stable Diffusion."""
+"""LightningModules: image classifiers, Stable Diffusion LoRA fine-tuning, the pre-training of the bundled tiny model."""
 
 from typing import TYPE_CHECKING
 
 from lightning_privacy.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from lightning_privacy.modules.classifier import ImageClassifier as ImageClassifier
     from lightning_privacy.modules.latent_diffusion import StableDiffusionLoRA as StableDiffusionLoRA
     from lightning_privacy.modules.pretraining.autoencoder import AutoencoderPretraining as AutoencoderPretraining
     from lightning_privacy.modules.pretraining.diffusion import DiffusionPretraining as DiffusionPretraining
@@ -12,7 +13,8 @@ if TYPE_CHECKING:
 _WHERE = {
     "AutoencoderPretraining": "lightning_privacy.modules.pretraining.autoencoder",
     "DiffusionPretraining": "lightning_privacy.modules.pretraining.diffusion",
+    "ImageClassifier": "lightning_privacy.modules.classifier",
     "StableDiffusionLoRA": "lightning_privacy.modules.latent_diffusion",
 }
-__all__ = ["AutoencoderPretraining", "DiffusionPretraining", "StableDiffusionLoRA"]
+__all__ = ["AutoencoderPretraining", "DiffusionPretraining", "ImageClassifier", "StableDiffusionLoRA"]
 __getattr__, __dir__ = lazy_names(__name__, _WHERE)
