@@ -1,0 +1,84 @@
+"""The numbers that a policy may speak of: their names, what they are in words, and whether an attack or a run has them."""
+
+import math
+import re
+
+from lightning_privacy.errors import InputError
+
+__all__ = ["FAMILIES", "RUN_METRICS", "check_metric", "is_of_run", "metric_label"]
+
+FAMILIES = ("membership", "inversion", "leakage", "lock", "attribute")
+
+_MEMBERSHIP = {
+    "advantage": "advantage (TPR minus FPR)",
+    "auroc": "AUROC",
+    "auroc_if_significant": "AUROC where significant at 5 % (else 0.5)",
+    "balanced_accuracy": "balanced accuracy",
+    "epsilon_lower": "lower bound of epsilon",
+}
+RUN_METRICS = {
+    "generalisation_gap": "generalisation gap (training minus validation accuracy)",
+    "members_flagged_by_all": "members flagged by every attack",
+    "members_flagged_by_all_excess": "members flagged by every attack beyond what non-members would give",
+    "share_of_significant_attacks": "share of membership attacks whose AUROC is significant at 5 %",
+}
+"""Of the run as a whole, not of one attack."""
+
+_MEASUREMENT = re.compile(r"(utility|quality|cost|privacy)/[A-Za-z0-9_.\-]+")
+_RATE = re.compile(r"(tpr_at_fpr|ppv_at_prior)_([0-9.eE\-]+)")
+_SNAKE = re.compile(r"[a-z][a-z0-9_.]*")
+
+
+def is_of_run(metric: str) -> bool:
+    """Return whether a metric belongs to the run and not to one attack."""
+    return metric in RUN_METRICS or "/" in metric
+
+
+def check_metric(metric: str, family: str = "membership") -> None:
+    """Refuse a metric that nothing could supply.
+
+    Args:
+        metric: Its name in a policy.
+        family: Family of the attacks that are asked for it. Families other than membership may name any metric in snake
+            case; one that no attack has is missing evidence, which never releases a model.
+
+    Raises:
+        InputError: it is unknown; the message lists those there are.
+    """
+    if metric in RUN_METRICS or _MEASUREMENT.fullmatch(metric) or metric == "epsilon_lower":
+        return
+    rate = _RATE.fullmatch(metric)
+    if family != "membership":
+        known = _SNAKE.fullmatch(metric) is not None
+    elif rate is not None:
+        known = _is_rate(rate[2])
+    else:
+        known = metric in _MEMBERSHIP
+    if not known:
+        raise InputError(
+            f"There is no metric `{metric}` for {family} attacks. There are {', '.join(sorted(_MEMBERSHIP))}, "
+            f"tpr_at_fpr_<rate> and ppv_at_prior_<share>, both between 0 and 1; of the run: {', '.join(RUN_METRICS)}; "
+            "measurements as kind/name, kind being utility, quality, cost or privacy."
+        )
+
+
+def metric_label(metric: str) -> str:
+    """Return a metric in words.
+
+    Example:
+        >>> metric_label("tpr_at_fpr_0.001")
+        'TPR at 0.1 % FPR'
+    """
+    rate = _RATE.fullmatch(metric)
+    if rate is not None and _is_rate(rate[2]):
+        share = f"{100 * float(rate[2]):g} %"
+        return f"TPR at {share} FPR" if rate[1] == "tpr_at_fpr" else f"PPV at a prior of {share}"
+    return _MEMBERSHIP.get(metric) or RUN_METRICS.get(metric) or metric.replace("_", " ")
+
+
+def _is_rate(text: str) -> bool:
+    try:
+        value = float(text)
+    except ValueError:
+        return False
+    return math.isfinite(value) and 0 < value < 1
