@@ -1,16 +1,42 @@
 """Collectives on tensors that do nothing in a single process."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
 import torch
 import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor
 
-__all__ = ["gather_rows", "mean_over_ranks", "world_size"]
+__all__ = ["alone", "gather_rows", "mean_over_ranks", "world_size"]
+
+_ALONE: ContextVar[bool] = ContextVar("lightning_privacy_alone", default=False)
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Work as a single process inside a process group: `world_size` is 1 and the collectives here do nothing.
+
+    For what one rank does by itself, such as training its share of the shadow models, while others do something else.
+
+    Example:
+        >>> with alone():
+        ...     world_size()
+        1
+    """
+    token = _ALONE.set(True)
+    try:
+        yield
+    finally:
+        _ALONE.reset(token)
 
 
 def world_size() -> int:
-    """Return how many ranks train together."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    """Return how many ranks train together; 1 inside `alone`."""
+    if _ALONE.get() or not (dist.is_available() and dist.is_initialized()):
+        return 1
+    return dist.get_world_size()
 
 
 def mean_over_ranks(value: Float[Tensor, " *shape"]) -> Float[Tensor, " *shape"]:

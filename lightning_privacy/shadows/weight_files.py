@@ -1,0 +1,62 @@
+"""Files of tensors that are trusted only if they are whole and say that they are the ones asked for."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from lightning_privacy.errors import InputError
+from lightning_privacy.shadows.canonical import digest, state_digest
+
+__all__ = ["read_tensors", "write_tensors"]
+
+_ENTRY = "lightning_privacy"
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Any], parts: Mapping[str, Any], **notes: str) -> None:
+    """Write tensors so that a reader sees a whole file or none.
+
+    Args:
+        path: A ``.safetensors`` file.
+        tensors: By name.
+        parts: Plain values that the file's key is the digest of; they stand in its metadata as JSON.
+        **notes: Further text for the metadata.
+
+    Raises:
+        InputError: something is no tensor.
+    """
+    if other := [name for name, value in tensors.items() if not isinstance(value, Tensor)]:
+        raise InputError(
+            f"`{other[0]}` in the shadow model's state dict is no tensor, and a file of tensors cannot hold it. Register "
+            "a buffer instead of returning an object from `get_extra_state`."
+        )
+    # Cloned because tied weights share memory, which the format refuses.
+    plain = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+    told = {"key": digest(parts), "tensors": state_digest(plain), "parts": parts, **notes}
+    metadata = {_ENTRY: json.dumps(told, sort_keys=True)}  # one entry: the format does not keep the order of several
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        save_file(plain, part, metadata=metadata)
+        with part.open("rb") as file:
+            os.fsync(file.fileno())  # a power cut must not leave the name without the bytes
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def read_tensors(path: Path, key: str) -> dict[str, Tensor] | None:
+    """Return the tensors of a file, or None where it is absent, not whole, changed, or of another key."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            told = json.loads((file.metadata() or {}).get(_ENTRY, "{}"))
+            tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError, json.JSONDecodeError):  # absent, half a file, or nothing of ours: to be made anew
+        return None
+    whole = told.get("key") == key == digest(told.get("parts")) and told.get("tensors") == state_digest(tensors)
+    return tensors if whole else None
