@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: install demo test lint types fast all clean
+.PHONY: install demo audit-demo test lint types fast all clean
 
 install: $(VENV)/.installed
 
@@ -15,6 +15,9 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 demo: install
 	$(BIN)/python examples/demo.py
+
+audit-demo: install
+	$(BIN)/python examples/audit_demo.py
 
 lint: install
 	$(BIN)/ruff check .

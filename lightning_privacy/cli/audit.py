@@ -40,6 +40,12 @@ def run(verb: str, args: list[str]) -> int:
     parser.add_argument("run", help="the run's folder, such as runs/NAME")
     parser.add_argument("--checkpoint", type=Path, help="another checkpoint than the run's last one")
     parser.add_argument("--again", action="store_true", help="repeat attacks that have a result for this step")
+    parser.add_argument(
+        "--shadows-only",
+        metavar="I/N",
+        type=_share,
+        help="train every Nth missing shadow model, from the Ith (0 to N-1), and attack nothing: one task of a job array",
+    )
     chosen, overrides = parser.parse_known_args(args)
     folder = RunFolder.open(chosen.run)
     if not folder.config.is_file():
@@ -58,7 +64,7 @@ def run(verb: str, args: list[str]) -> int:
         _load_adapter(cli.model, folder)
     from lightning_privacy.cli.auditor import Auditor
 
-    auditor = Auditor(cli.audits, folder, checkpoint, chosen.again)
+    auditor = Auditor(cli.audits, folder, checkpoint, chosen.again, chosen.shadows_only)
     cli.trainer.callbacks.append(auditor)
     path = None if checkpoint is None else str(checkpoint)
     with warnings.catch_warnings():
@@ -68,6 +74,14 @@ def run(verb: str, args: list[str]) -> int:
     for line in auditor.lines or ["nothing to do: every audit has its results for this step (--again repeats them)"]:
         print(line)
     return 0
+
+
+def _share(text: str) -> tuple[int, int]:
+    """Read ``I/N``; argparse turns the error into one line with exit code 2."""
+    part, _, parts = text.partition("/")
+    if not (part.isdecimal() and parts.isdecimal() and int(part) < int(parts)):
+        raise argparse.ArgumentTypeError(f"`{text}` is no share such as 0/16: two numbers, the first below the second")
+    return int(part), int(parts)
 
 
 def _rebuild(folder: RunFolder, overrides: list[str]) -> Any:

@@ -6,6 +6,7 @@ from typing import Any
 
 import lightning.pytorch as L
 import torch
+from lightning.pytorch.utilities.seed import isolate_rng
 
 from lightning_privacy.core.results import AttackResult
 from lightning_privacy.core.run_folder import RunFolder
@@ -22,12 +23,19 @@ class Auditor(L.Callback):
         folder: The run's folder.
         checkpoint: What was loaded; None for an adapter.
         again: Whether to repeat audits whose results are there.
+        shadows_only: (part, parts): train this part of the shadow models and attack nothing; None for whole audits.
     """
 
     def __init__(
-        self, audits: Mapping[str, L.Callback], folder: RunFolder, checkpoint: Path | None, again: bool
+        self,
+        audits: Mapping[str, L.Callback],
+        folder: RunFolder,
+        checkpoint: Path | None,
+        again: bool,
+        shadows_only: tuple[int, int] | None = None,
     ) -> None:
         self.audits, self.folder, self.checkpoint, self.again = audits, folder, checkpoint, again
+        self.shadows_only = shadows_only
         self.lines: list[str] = []
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -35,13 +43,16 @@ class Auditor(L.Callback):
         saved = {} if self.checkpoint is None else torch.load(self.checkpoint, map_location="cpu", weights_only=True)
         self._check_split(trainer, saved)
         epoch = _restore_progress(trainer, saved)
+        if self.shadows_only is not None:
+            self._train_shadows(trainer, epoch, self.shadows_only)
+            return
         for name, audit in self.audits.items():
             perform = getattr(audit, "audit", None)
             if not callable(perform):
                 raise InputError(
                     f"The audit `{name}` runs in training only: it has no `audit(trainer, module, epoch)`."
                 )
-            wanted, present = _wanted(audit, trainer, pl_module), self._present(name, trainer.global_step)
+            wanted, present = _wanted(audit, trainer, pl_module), self._present(name, audit, trainer.global_step)
             if not self.again and present and (wanted is None or wanted <= present):
                 continue
             # what it checks and builds when training starts
@@ -50,6 +61,17 @@ class Auditor(L.Callback):
             with torch.enable_grad():
                 results = perform(trainer, pl_module, epoch)
             self.lines += [f"{name}: {line}" for line in _summary(results)] or [f"{name}: done"]
+
+    def _train_shadows(self, trainer: L.Trainer, epoch: int, share: tuple[int, int]) -> None:
+        pools = {n: a.shadow_pool(trainer, epoch) for n, a in self.audits.items() if getattr(a, "shadows", 0)}  # pyright: ignore[reportAttributeAccessIssue]
+        if not pools:
+            raise InputError(
+                "No audit of this run has shadow models; give one, such as --audits.membership.shadows 16."
+            )
+        for name, pool in pools.items():
+            with isolate_rng(), torch.enable_grad():
+                pool.train(share=share)
+            self.lines.append(f"{name}: shadow models {share[0]} modulo {share[1]} of {pool.count} are there")
 
     def _check_split(self, trainer: L.Trainer, saved: Mapping[str, Any]) -> None:
         now = getattr(trainer.datamodule, "split_hash", None)  # pyright: ignore[reportAttributeAccessIssue]
@@ -62,8 +84,9 @@ class Auditor(L.Callback):
                 "fractions, without overriding them."
             )
 
-    def _present(self, name: str, step: int) -> set[str]:
-        attacks = {r.attack for r in self.folder.results() if r.family == name and r.step == step}
+    def _present(self, name: str, audit: L.Callback, step: int) -> set[str]:
+        family = getattr(audit, "family", name)
+        attacks = {r.attack for r in self.folder.results() if r.family == family and r.step == step}
         return attacks | {m["name"] for m in self.folder.measurements() if m["kind"] == name and m["step"] == step}
 
 

@@ -4,6 +4,7 @@ from typing import Any
 
 from rich.console import Console
 
+from lightning_privacy.cli.ante_hoc import ante_hoc_options, report
 from lightning_privacy.cli.environment import environment_of, strategy_name
 from lightning_privacy.cli.privacy_cli import PrivacyCLI
 from lightning_privacy.core.conflicts import find_conflicts, order_defences, raise_conflicts
@@ -30,15 +31,20 @@ _ANY_LAPTOP: dict[str, Any] = {
 
 
 def run(verb: str, args: list[str]) -> int:
-    """Build a recipe without running it; print the resolved order of defences, or every conflict."""
+    """Build a recipe without running it; print the resolved order of defences, or every conflict.
+
+    With ``--ante-hoc`` also what rules say against the configuration; ``--records N`` and
+    ``--parameters N`` tell them the size of the pool and of the model where the configuration does not.
+    """
     if not args:
         args = ["--help"]
+    asked, args = ante_hoc_options(args)
     cli = PrivacyCLI(args, run=False, trainer_overrides=_ANY_LAPTOP)
     defences = [d for d in cli.trainer.callbacks if isinstance(d, Defence)]  # pyright: ignore[reportAttributeAccessIssue]
     ordered = order_defences(defences)
     raise_conflicts(find_conflicts(ordered, environment_of(cli.config, cli.model)))
     _show(cli, ordered)
-    return 0
+    return report(cli, asked.records, asked.parameters) if asked.ante_hoc else 0
 
 
 def _show(cli: PrivacyCLI, defences: list[Defence]) -> None:

@@ -20,6 +20,8 @@ _VERBS: dict[str, tuple[str, str]] = {
     "audit": ("audit:run", "attacks on a finished run: audit runs/NAME"),
     "compare": ("compare:compare", "one table of several runs, beside each other"),
     "report": ("compare:report", "report.html in each run's folder"),
+    "dossier": ("dossier:run", "the files for a release: verdict, numbers, page, model card"),
+    "gate": ("gate:run", "may it be released? Exits with the verdict of a policy"),
     "recipes": ("listings:recipes", "ls, show NAME or cp NAME DESTINATION: the shipped YAMLs"),
     "defences": ("listings:defences", "ls or show NAME: the registered defences and their method cards"),
 }
@@ -32,8 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The arguments without the program's name; those of the process if None.
 
     Returns:
-        0 if all went well, 1 for input or a combination that we refuse, 130 if interrupted. Arguments that cannot be
-        parsed leave by ``SystemExit(2)``, as with argparse.
+        0 if all went well, the verdict's code for `gate` (10, 20 or 30), 1 for input or a combination that we refuse,
+        130 if interrupted. Arguments that cannot be parsed leave by ``SystemExit(2)``, as with argparse.
     """
     args = list(sys.argv[1:] if argv is None else argv)
     if not args or args[0] in ("-h", "--help", "help"):
@@ -76,5 +78,6 @@ def _help() -> str:
         "usage: lightning-privacy VERB [options]\n\n"
         "Train with privacy defences, attack the result, compare. VERB --help lists the options of a verb.\n\n"
         f"{verbs}\n\n"
-        "Exit codes: 0 fine, 1 refused (LIGHTNING_PRIVACY_DEBUG=1 adds the traceback to the reason), 2 wrong usage."
+        "Exit codes: 0 fine, 1 refused (LIGHTNING_PRIVACY_DEBUG=1 adds the traceback to the reason), 2 wrong usage;\n"
+        "of gate also 10 conditional, 20 no_go, 30 insufficient_evidence."
     )

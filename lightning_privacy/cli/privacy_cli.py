@@ -94,7 +94,8 @@ class PrivacyCLI(LightningCLI):
         self.model = self._get(self.config_init, "model")
         for audit in self.audits.values():
             if getattr(audit, "shadows", 0) and getattr(audit, "shadow_build", None) is None:
-                audit.shadow_build = ShadowBuild(self._parser(self.subcommand), mine)
+                build = ShadowBuild(self._parser(self.subcommand), mine)
+                audit.shadow_build = build  # pyright: ignore[reportAttributeAccessIssue]
         self.trainer = self.instantiate_trainer()
 
     def _build(self, config: Namespace) -> Namespace:

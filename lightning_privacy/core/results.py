@@ -56,7 +56,7 @@ class Signals:
     error_map: Float[Tensor, "records draws features"] | None = None
     reference_error_map: Float[Tensor, "records draws features"] | None = None
     logits: Float[Tensor, "records queries classes"] | None = None
-    embedding: Float[Tensor, "records features"] | None = None
+    embedding: Float[Tensor, "records dimensions"] | None = None
     labels: Int[Tensor, " records"] | None = None
     shadow_confidence: Float[Tensor, "records shadows queries"] | None = None
     shadow_in: Bool[Tensor, "records shadows"] | None = None
@@ -95,7 +95,7 @@ class AttackResult:
     """The outcome of one attack on one model; one line of ``results.jsonl``.
 
     Args:
-        family: ``membership``, ``inversion``, ``leakage``, ``lock``, ``attribute``.
+        family: ``membership``, ``attribute``, ``structural``, ``canary``, ``inversion``, ``leakage``, ``lock``.
         attack: Name of the attack.
         access: What the attacker must have.
         seed: The attack's seed.

@@ -39,6 +39,17 @@ def split_images(batch_size: int = 8) -> L.LightningDataModule:
     )
 
 
+def canary_images(batch_size: int = 8) -> L.LightningDataModule:
+    """Return the divided pictures with canaries planted among them.
+
+    Args:
+        batch_size: Pictures a batch and process.
+    """
+    from lightning_privacy.datamodules.canaries import CanaryData
+
+    return CanaryData(split_images(batch_size), count=20)
+
+
 @dataclass(frozen=True)
 class DefenceCase:
     """How the contract suite tests one defence. Everything in it must be importable by name: ranks are processes.
@@ -128,6 +139,8 @@ DEFENCES: dict[str, Callable[[], DefenceCase]] = {
 
 AUDITS: dict[str, AuditCase] = {
     "membership": AuditCase("membership", {"every_n_epochs": 1, "draws": 1, "bootstrap": 50}),
+    "structural": AuditCase("structural", {"every_n_epochs": 1, "draws": 1, "bootstrap": 50}),
+    "canaries": AuditCase("canaries", {"every_n_epochs": 1, "draws": 1, "bootstrap": 50}, data=canary_images),
     "quality": AuditCase("quality", {"every_n_epochs": 1, "n": 12, "grid": 4}, writes=("measurements.jsonl",)),
 }
 """By registered name."""

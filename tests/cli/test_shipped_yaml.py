@@ -12,6 +12,7 @@ RECIPES = {path.stem: path for path in sorted(resources.recipes_folder().glob("*
 FRAGMENTS = {
     str(path.relative_to(resources.configs_folder())): path
     for path in sorted(resources.configs_folder().rglob("*.yaml"))
+    if path.parent.name != "policies"  # of the gate, not of a run
 }
 SCRIPTS = sorted(resources.configs_folder().rglob("*.sbatch"))
 BASE = RECIPES["smp_lora_faces"]
@@ -94,7 +95,11 @@ def test_fragments_are_the_settings_that_they_name():
 def test_batch_scripts_are_valid_shell_and_their_options_exist(path):
     assert subprocess.run(["bash", "-n", str(path)], check=False).returncode == 0
     text = path.read_text()
-    assert "srun lightning-privacy fit" in text and "--ckpt_path last" in text and "#SBATCH --requeue" in text
+    assert "#SBATCH --requeue" in text
+    if "srun lightning-privacy audit" in text:  # `--shadows-only` is tested with the verb
+        assert '--shadows-only "$SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT"' in text
+        return
+    assert "srun lightning-privacy fit" in text and "--ckpt_path last" in text
     run = "".join(line for line in text.splitlines(keepends=True) if not line.startswith("#"))
     keys = [w.removeprefix("--") for w in run.split() if w.startswith("--") and "." in w]
     assert keys
@@ -102,6 +107,11 @@ def test_batch_scripts_are_valid_shell_and_their_options_exist(path):
 
 
 ON_TOYS = {
+    "audit_faces_classifier": ["--audits.membership.shadows", "2", "--trainer.logger", "false"],
+    "lira_cifar10_resnet18": [
+        *("--config", str(FRAGMENTS["trainer/cpu.yaml"]), "--config", str(FRAGMENTS["data/faces.yaml"])),
+        *("--data.inner.size", "8", "--data.inner.people", "1-10", "--audits.membership.shadows", "2"),
+    ],
     # recipes made small enough for a test: the tiny model, few pictures, one process on the CPU
     "smp_lora_faces": ["--data.inner.people", "21-30", "--model.pictures_every_n_epochs", "0"],
     "smp_lora_sd15": [
@@ -120,6 +130,13 @@ NEEDS_MORE_THAN_A_TEST = {
     "trainer/ddp_cpu.yaml": "starts this program again as its second rank",
     "logger/wandb_online.yaml": "an account",
     "data/image_caption_folder.yaml": "the user's pictures",
+    "data/digits.yaml": "a classifier; see below",
+    "data/mnist5k.yaml": "a classifier; see below",
+    "data/cifar10.yaml": "a classifier, and a download",
+    "data/image_folder.yaml": "a classifier, and the user's pictures",
+    "model/classifier.yaml": "pictures of 8 pixels, one channel; see below",
+    "model/classifier_cifar_resnet18.yaml": "ten classes of three channels",
+    "model/classifier_pretrained.yaml": "a download",
     "model/sd15_lora.yaml": "4 GB of weights",
 }
 
@@ -137,6 +154,16 @@ def test_every_recipe_rehearses_on_toys(name, capsys):
 @pytest.mark.parametrize("name", [f for f in FRAGMENTS if f not in NEEDS_MORE_THAN_A_TEST])
 def test_every_fragment_rehearses_on_toys(name, capsys):
     assert rehearse(BASE, FRAGMENTS[name], options=ON_TOYS["smp_lora_faces"]) == 0, capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["data/digits.yaml", "data/mnist5k.yaml"])
+def test_classifiers_rehearse_on_digits(name, capsys):
+    size = ["--model.init_args.image_size", "28"] if "mnist" in name else []
+    base = RECIPES["audit_faces_classifier"]
+    options = ["--audits.membership.shadows", "0", *size]
+    assert rehearse(base, FRAGMENTS["model/classifier.yaml"], FRAGMENTS[name], options=options) == 0, (
+        capsys.readouterr().err
+    )
 
 
 def test_what_is_not_rehearsed_exists():

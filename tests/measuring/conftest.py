@@ -19,7 +19,8 @@ class Rows(Dataset):
 
     def __getitem__(self, i):
         k = self.indices[i]
-        return {"image": self.images[k], "caption": f"picture {k % 3}", "record": self.records[k]}
+        record = self.records[k]
+        return {"image": self.images[k], "caption": f"picture {k % 3}", "label": record % 3, "record": record}
 
 
 class FakeSplit(L.LightningDataModule):

@@ -14,7 +14,7 @@ from lightning_privacy.callbacks.audits.membership_audit import (
     audit_membership,
     choose_attacks,
 )
-from lightning_privacy.callbacks.audits.shadow_signals import SHADOW_FIELDS, Evidence
+from lightning_privacy.callbacks.audits.shadow_signals import SHADOW_FIELDS
 from lightning_privacy.callbacks.audits.shadow_training import (
     check_count,
     resolve_build,
@@ -148,7 +148,7 @@ class MembershipAudit(L.Callback):
 
     def _audit(self, trainer: L.Trainer, module: L.LightningModule, epoch: int, shadows: bool) -> list[AttackResult]:
         attacks, notes = self._chosen(trainer, module, self._from_shadows if shadows else frozenset())
-        evidence = self._evidence(trainer, epoch) if shadows else None
+        evidence = train_and_observe(self.shadow_pool(trainer, epoch), self.queries) if shadows else None
         defences = tuple(defence.name for defence in defences_of(trainer))
         self.last_results = audit_membership(
             module,
@@ -163,7 +163,9 @@ class MembershipAudit(L.Callback):
             cache=self._cache,
             queries=self.queries,
             shadows=evidence,
-            model=AuditedModel(trainer.global_step, epoch, defences, notes, {"shadows": self.shadows} if shadows else None),
+            model=AuditedModel(
+                trainer.global_step, epoch, defences, notes, {"shadows": self.shadows} if shadows else None
+            ),
         )
         self._audited_step = trainer.global_step
         if trainer.is_global_zero:
@@ -180,9 +182,18 @@ class MembershipAudit(L.Callback):
     def _from_shadows(self) -> frozenset[str]:
         return SHADOW_FIELDS if self.shadows else frozenset()
 
-    def _evidence(self, trainer: L.Trainer, epoch: int) -> Evidence:
+    def shadow_pool(self, trainer: L.Trainer, epoch: int) -> Any:
+        """Return the pool of this run's shadow models, none of them trained by this call.
+
+        Args:
+            trainer: The trainer, whose datamodule is the split.
+            epoch: Epochs that the shadow models are trained: those of the target.
+
+        Raises:
+            InputError: nobody says how to build them.
+        """
         build = resolve_build(self.shadow_build)
-        pool = shadow_pool(
+        return shadow_pool(
             build,
             trainer,
             find_split(trainer, "MembershipAudit"),
@@ -192,7 +203,6 @@ class MembershipAudit(L.Callback):
             seed=self.seed,
             signature=getattr(build, "signature", ""),
         )
-        return train_and_observe(pool, self.queries)
 
     def _chosen(
         self, trainer: L.Trainer, module: Any, also: frozenset[str]

@@ -72,6 +72,8 @@ def choose_attacks(
     """
     if attacks is None:
         available = available_signals(module, error_fn) | set(also)
+        if "logits" in available:  # a classifier's error is one number: its "map" says what the loss says
+            available -= {"error_map", "reference_error_map"}
         attacks = [name for name, cls in MEMBERSHIP_ATTACKS.items() if set(cls.requires) <= available]  # pyright: ignore[reportAttributeAccessIssue]
         attacks = attacks or ["averaged_loss"]  # so that a module without any protocol is told what it lacks
     built = [build_attack(a) if isinstance(a, str) else a for a in attacks]

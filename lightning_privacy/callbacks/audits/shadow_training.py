@@ -17,6 +17,7 @@ __all__ = ["BuildShadow", "check_count", "resolve_build", "shadow_pool", "train_
 BuildShadow = Callable[[int], tuple[L.LightningModule, Sequence[L.Callback]]]
 """seed -> (a new module like the target before training, the target's defences afresh)."""
 
+
 def check_count(count: int) -> None:
     """Check a number of shadow models.
 

@@ -80,4 +80,6 @@ def test_scaled_confidence_is_the_log_odds_of_the_true_class_and_does_not_satura
 def test_signals_hold_the_views_that_were_asked_for(classifier, split):
     signals = compute_signals(classifier, split, ["holdout"], {"logits"}, queries=3)["holdout"]
     assert signals.logits.shape == (10, 3, 3)
-    assert torch.equal(signals.logits[:, :1], compute_signals(classifier, split, ["holdout"], {"logits"})["holdout"].logits)
+    assert torch.equal(
+        signals.logits[:, :1], compute_signals(classifier, split, ["holdout"], {"logits"})["holdout"].logits
+    )

@@ -72,8 +72,10 @@ def test_every_field_of_a_result(diffusion, split):
     assert dict(result.n) == {"member": 10, "holdout": 10}
     assert result.split_hash == "f" * 64
     assert set(result.metrics) == {
+        "advantage",
         "auroc",
         "balanced_accuracy",
+        "epsilon_lower",
         "tpr_at_fpr_0.001",
         "tpr_at_fpr_0.01",
         "tpr_at_fpr_0.05",
@@ -107,7 +109,15 @@ def test_all_attacks_by_default_and_only_possible_ones_for_a_classifier(diffusio
         "trained_calibrated",
     }
     results = audit_membership(classifier, split, **FEW)
-    assert {r.attack for r in results} == {"averaged_loss", "h_prime"}
+    assert {r.attack for r in results} == {
+        "averaged_loss",
+        "augmentation_agreement",
+        "class_confidence",
+        "modified_entropy",
+        "population",
+        "scaled_confidence",
+        "worst_case",
+    }
     assert results[0].extra["draws"] == 1
 
 
@@ -192,7 +202,7 @@ def test_further_attacks_are_objects(diffusion, split, trainer_of):
 
 
 def test_bad_arguments_and_missing_parts(diffusion, classifier, split, trainer_of):
-    with pytest.raises(InputError, match=r"secmi.*averaged_loss, calibrated_loss"):
+    with pytest.raises(InputError, match=r"secmi.*averaged_loss,.*calibrated_loss"):
         MembershipAudit(["secmi"])
     with pytest.raises(InputError, match="draws=0"):
         MembershipAudit(draws=0)
