@@ -3,12 +3,15 @@
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from types import MethodType
 from typing import Any
 
 import lightning.pytorch as L
 import numpy as np
 import torch
+import torch.distributed as dist
 import torchmetrics
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from lightning_privacy.core.defence import Defence
@@ -59,6 +62,10 @@ def build_shadow(build: Build, seed: int) -> tuple[L.LightningModule, list[L.Cal
         if isinstance(part, torchmetrics.Metric):
             # A metric would wait for the other ranks, which are training other shadows.
             part.distributed_available_fn = _not_distributed
+    if dist.is_available() and dist.is_initialized() and is_overridden("prepare_data", module):
+        # Called here, because Lightning would hold a barrier of all ranks around it.
+        module.prepare_data()
+        module.prepare_data = MethodType(L.LightningModule.prepare_data, module)
     return module, callbacks
 
 

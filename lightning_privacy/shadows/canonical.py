@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from types import BuiltinFunctionType, FunctionType, MethodType
+from types import BuiltinFunctionType, CodeType, FunctionType, MethodType
 from typing import Any
 
 import numpy as np
@@ -42,9 +42,6 @@ def class_sources(classes: Sequence[type]) -> dict[str, str]:
 
     Args:
         classes: Classes whose code takes part in training.
-
-    Raises:
-        InputError: the source of one cannot be found.
 
     Example:
         >>> class_sources([torch.nn.Linear])
@@ -129,9 +126,32 @@ def _path(cls: type) -> str:
 
 def _source(thing: type | Callable[..., Any]) -> str:
     try:
-        return sha256(inspect.getsource(thing).encode()).hexdigest()
-    except (OSError, TypeError) as error:
-        raise InputError(
-            f"The source of `{thing.__qualname__}` cannot be read, so shadow models trained with it could not be told "
-            f"from those of another version ({error}). Define it in a file."
-        ) from error
+        text = inspect.getsource(thing)
+    except (OSError, TypeError):  # typed at a prompt, or in a file that is no imported module
+        text = repr(_bytecode(thing))
+    return sha256(text.encode()).hexdigest()
+
+
+def _bytecode(thing: Any) -> Any:
+    """Return the instructions of a function, or of every function of a class, as far as Python shows them."""
+    if isinstance(thing, type):
+        return [(name, _bytecode(part)) for name, part in sorted(vars(thing).items()) if not name.startswith("__")] + [
+            _bytecode(vars(thing).get("__init__"))
+        ]
+    if isinstance(thing, classmethod | staticmethod):
+        return _bytecode(thing.__func__)
+    if isinstance(thing, property):
+        return _bytecode(thing.fget)
+    code = thing if isinstance(thing, CodeType) else getattr(thing, "__code__", None)
+    if code is None:
+        plain = thing is None or isinstance(thing, bool | int | float | str)
+        return thing if plain else _path(type(thing))
+    constants = [
+        _bytecode(part)
+        if isinstance(part, CodeType)
+        else sorted(map(str, part))
+        if isinstance(part, frozenset)
+        else str(part)
+        for part in code.co_consts
+    ]
+    return code.co_code.hex(), code.co_names, code.co_varnames, constants

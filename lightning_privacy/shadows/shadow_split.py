@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import Any
 
+import lightning.pytorch as L
+
 from lightning_privacy.core.randomness import derive_seed
 from lightning_privacy.datamodules.identity import read_identities
 from lightning_privacy.datamodules.membership_split import MembershipSplit
@@ -117,6 +119,9 @@ class ShadowSplit(MembershipSplit):
         batch_size: Records a batch; None for the target's.
     """
 
+    # Lightning holds a barrier of all ranks around `prepare_data` where it is overridden; the target's data are open.
+    prepare_data = L.LightningDataModule.prepare_data
+
     def __init__(
         self,
         split: MembershipSplit,
@@ -133,9 +138,6 @@ class ShadowSplit(MembershipSplit):
         self.split_hash = hash_record(self.split_record)
         self._identity, self._distinct = split._identity, split._distinct
         self._pool = replace(split.pool, batch_size=batch_size or split.pool.batch_size)
-
-    def prepare_data(self) -> None:
-        """Do nothing: the target's data are open."""
 
     def setup(self, stage: str) -> None:
         """Tell the inner datamodule its trainer; the roles are fixed."""

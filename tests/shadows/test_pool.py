@@ -242,3 +242,12 @@ def test_canonical_forms_tell_functions_apart():
     one, same, other = (canonical(made(f), "f") for f in (1, 1, 2))
     assert one == same != other
     assert class_sources([Linear]).keys() == {f"{Linear.__module__}:Linear"}
+
+
+def test_classes_that_are_in_no_file_are_told_apart_by_their_instructions():
+    def typed(body):
+        space = {"__name__": "prompt"}
+        exec(f"class Typed:\n    def step(self):\n        return {body}", space)
+        return class_sources([space["Typed"]])
+
+    assert typed("1 + 1") == typed("1 + 1") != typed("1 + 2")

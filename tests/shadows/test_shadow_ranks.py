@@ -17,6 +17,17 @@ def build(seed):
     return ImageClassifier("small_cnn", classes=4, channels=3, image_size=8), []
 
 
+class Prepared(ImageClassifier):
+    """Prepares data of its own, around which Lightning holds a barrier."""
+
+    def prepare_data(self):
+        pass
+
+
+def build_prepared(seed):
+    return Prepared("small_cnn", classes=4, channels=3, image_size=8), []
+
+
 def build_failing(seed):
     if torch.distributed.is_initialized() and torch.distributed.get_rank() == 1:
         raise RuntimeError("out of memory")
@@ -38,11 +49,11 @@ def _observe(folder, count):
 
 
 def _uneven(folder):
-    rank = torch.distributed.get_rank()
-    if rank == 0:  # the other rank's share takes no part in this
-        make_pool(folder).train(share=(0, 2))
+    pool = make_pool(folder)
+    if torch.distributed.get_rank() == 0:  # the other rank's share takes no part in this
+        pool.train(share=(0, 2))
     torch.distributed.barrier()
-    return make_pool(folder).train()
+    return make_pool(folder, build=build_prepared).train(), make_pool(folder).train()
 
 
 def _fail(folder):
@@ -68,7 +79,7 @@ def test_two_ranks_make_the_scores_of_one(rank_pool, tmp_path):
 
 @pytest.mark.dist
 def test_a_rank_with_nothing_to_do_waits_for_the_other(rank_pool, tmp_path):
-    assert rank_pool.run(_uneven, str(tmp_path)) == [[], [1, 3]]
+    assert rank_pool.run(_uneven, str(tmp_path)) == [([0, 2], []), ([1, 3], [1, 3])]
 
 
 @pytest.mark.dist

@@ -34,6 +34,7 @@ from lightning_privacy.report.dossier.subject import (
     generalisation_gap,
     key_fingerprints,
     protections_of,
+    results_hash,
     settings_of,
 )
 from lightning_privacy.report.dossier.verdict import decide, strongest
@@ -119,7 +120,10 @@ def build_dossier(
         policy=policy,
         decision=Decision(verdict="insufficient_evidence", summary="", reasons=[], findings=[]),
         limitations=_limitations(attacks, protections, hashes, [*unread, *left_out]),
-        provenance={p.name: file_hash(p) for p in (run.config, run.results_file, run.measurements_file) if p.is_file()},
+        provenance={
+            **{p.name: file_hash(p) for p in (run.config, run.measurements_file) if p.is_file()},
+            **({run.results_file.name: results_hash(run)} if run.results_file.is_file() else {}),
+        },
     )
     decision = decide(dossier, policy, known_attacks())
     return Built(dossier.model_copy(update={"decision": decision}), table)

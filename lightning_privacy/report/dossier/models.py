@@ -316,7 +316,7 @@ class ReleaseDossier(Evidence):
         decision: The verdict.
         artifacts: Files beside it.
         limitations: What the numbers do not show, in words.
-        provenance: sha256 of the files it was made from.
+        provenance: sha256 of the files it was made from; of the attack results without their times.
     """
 
     schema_version: int = Field(default=SCHEMA_VERSION, ge=1, le=SCHEMA_VERSION)

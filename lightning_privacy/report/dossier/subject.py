@@ -4,6 +4,7 @@ import hashlib
 import json
 import pickle
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ __all__ = [
     "generalisation_gap",
     "key_fingerprints",
     "protections_of",
+    "results_hash",
     "settings_of",
 ]
 
@@ -34,6 +36,15 @@ def file_hash(path: Path) -> str:
     """Return the sha256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def results_hash(run: RunFolder) -> str:
+    """Return the sha256 of a run's attack results without the times at which they were made.
+
+    An audit that was interrupted and resumed says the same as one that was not.
+    """
+    lines = "".join(f"{replace(result, created='').to_json()}\n" for result in run.results())
+    return hashlib.sha256(lines.encode()).hexdigest()
 
 
 def settings_of(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
