@@ -10,12 +10,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_privacy.core.randomness import seeded_generator
+from lightning_privacy.core.ranks import world_size
 
 __all__ = ["SideLearner"]
 
 
 def _distributed() -> bool:
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    return world_size() > 1
 
 
 class SideLearner:

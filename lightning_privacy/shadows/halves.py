@@ -19,7 +19,7 @@ def in_half(names: Sequence[str], seed: int, shadow: int) -> list[bool]:
 
     Example:
         >>> [in_half(["a", "b", "c", "c"], 0, shadow) for shadow in (0, 1)]
-        [[False, True, False, False], [True, False, True, True]]
+        [[True, False, False, False], [False, True, True, True]]
 
     Source:
         arXiv 2112.03570, section V-B, where each record is likewise IN half of the shadow models.

@@ -48,7 +48,8 @@ class ShadowPool:
         folder: Where the files are kept; ranks and jobs that share work must see the same.
         seed: Of the halves, of the modules and of their training.
         roles: Roles whose records are halved.
-        vectorised: Train several small models at once; ``auto`` does where it can and else says why not.
+        vectorised: Train several small models at once; ``auto`` does where it can and gains by it, and else says
+            why not.
         batch_size: Records a training batch; None for the split's. Where the target trains on several processes, give
             the product.
         signature: Text that is part of every key, such as the run's configuration. With it, settings that have no plain
@@ -198,7 +199,7 @@ class ShadowPool:
         if jobs and self.vectorised is not False:
             try:
                 self._check_stackable(jobs[0])
-                for each in train_stacked(self.build, jobs, self.trainer, self.folder):
+                for each in train_stacked(self.build, jobs, self.trainer, self.folder, self.vectorised == "auto"):
                     yield each.shadow, each.state, "at once"
                 return
             except CannotStack as reason:

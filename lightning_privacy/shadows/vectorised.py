@@ -26,6 +26,9 @@ __all__ = ["Job", "Stacked", "train_stacked"]
 # Bytes of weights, optimizer and activations at once; chosen here: 1 GiB on a CPU, of a GPU most of what is free.
 CPU_BYTES = 1 << 30
 GPU_SHARE = 0.6
+# Activations of one model's batch above which a stack gains nothing on a CPU. Chosen here: `benchmarks/shadow_pool.py` gains
+# at 1 MiB (a small network on digits) and loses at 114 (a ResNet-18 on 16 pictures of CIFAR's size).
+CPU_BUSY = 16 << 20
 COPIES = 5  # of the weights: themselves, their gradient, two moments of the optimizer, the copy of a part of the models
 
 
@@ -73,7 +76,9 @@ class _Recipe(L.Callback):
         trainer.should_stop = True
 
 
-def train_stacked(build: Build, jobs: Sequence[Job], trainer: Mapping[str, Any], folder: Path) -> Iterator[Stacked]:
+def train_stacked(
+    build: Build, jobs: Sequence[Job], trainer: Mapping[str, Any], folder: Path, if_faster: bool = False
+) -> Iterator[Stacked]:
     """Train shadow models at once, in chunks that fit the memory; yield each when its chunk is done.
 
     A module's ``functional_loss`` must be a function of its arguments: numbers that it reads from the module itself
@@ -84,9 +89,10 @@ def train_stacked(build: Build, jobs: Sequence[Job], trainer: Mapping[str, Any],
         jobs: The shadow models.
         trainer: Arguments of the trainer; `why_not` has nothing against them.
         folder: Root folder of the trainer.
+        if_faster: Refuse models that keep a CPU busy one by one.
 
     Raises:
-        CannotStack: they cannot be trained at once.
+        CannotStack: they cannot be trained at once, or need not.
     """
     with alone():
         by_steps: dict[int, list[Job]] = defaultdict(list)
@@ -94,7 +100,7 @@ def train_stacked(build: Build, jobs: Sequence[Job], trainer: Mapping[str, Any],
             # An optimizer counts its steps once for all, so only equally long runs go together.
             by_steps[job.split._new_sampler(0, 1).n_batches].append(job)
         for together in by_steps.values():
-            most = _at_once(build, together, trainer, folder)
+            most = _at_once(build, together, trainer, folder, if_faster)
             size = ceil(len(together) / ceil(len(together) / most))
             for start in range(0, len(together), size):
                 yield from _train_chunk(build, together[start : start + size], trainer, folder)
@@ -107,7 +113,9 @@ def _module(build: Build, seed: int, device: torch.device) -> L.LightningModule:
     return module.to(device)
 
 
-def _at_once(build: Build, jobs: Sequence[Job], trainer: Mapping[str, Any], folder: Path) -> int:
+def _at_once(
+    build: Build, jobs: Sequence[Job], trainer: Mapping[str, Any], folder: Path, if_faster: bool = False
+) -> int:
     """Return how many models fit, after checking on one batch that a stack computes what a module does."""
     running = shadow_trainer(trainer, [], folder)
     device = running.strategy.root_device
@@ -147,8 +155,11 @@ def _at_once(build: Build, jobs: Sequence[Job], trainer: Mapping[str, Any], fold
         raise CannotStack(
             f"`functional_loss` gives {float(stacked[0]):.6g} in a stack and {float(alone_loss):.6g} alone"
         )
+    kept = sum(saved.values())
+    if if_faster and device.type == "cpu" and kept > CPU_BUSY:
+        raise CannotStack(f"one model's batch, with {kept / 2**20:.0f} MiB of activations, keeps a CPU busy by itself")
     weights = sum(each[0].nbytes for each in [*models.parameters.values(), *models.buffers.values()])
-    needed = COPIES * weights + sum(saved.values()) + sum(tensor[0].nbytes for tensor in tensors)
+    needed = COPIES * weights + kept + sum(tensor[0].nbytes for tensor in tensors)
     budget = GPU_SHARE * torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else CPU_BYTES
     return max(1, int(budget / max(1, needed)))
 

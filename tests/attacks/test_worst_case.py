@@ -83,3 +83,20 @@ def test_copies_unlike_the_training_do_not_hide_what_the_record_says():
     attack = WorstCaseAttack()
     attack.fit(roles[0], roles[1])
     assert auroc(attack.score(roles[2]), attack.score(roles[3])) > 0.75
+
+
+@pytest.mark.parametrize("sides", [(2, 2), (3, 20), (20, 3)])
+def test_few_records_leave_the_regression_alone(sides):
+    g = torch.Generator().manual_seed(0)
+    sure, unsure = (
+        Signals(
+            tuple(f"{shift}{i}" for i in range(n)),
+            logits=torch.randn(n, 1, 3, generator=g) + shift * torch.tensor([1.0, 0, 0]),
+            labels=torch.zeros(n, dtype=torch.long),
+        )
+        for n, shift in zip(sides, (6, 0), strict=True)
+    )
+    attack = WorstCaseAttack()
+    attack.fit(sure, unsure)
+    assert attack.stumps.steps(attack.features(sure)).abs().sum() == 0
+    assert auroc(attack.score(sure), attack.score(unsure)) > 0.9

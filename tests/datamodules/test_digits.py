@@ -38,7 +38,7 @@ def test_without_scikit_learn_the_extra_is_named(monkeypatch):
     from lightning_privacy.datamodules import digits as module
 
     monkeypatch.setattr(module, "find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r"lightning-privacy\[dev\]"):
+    with pytest.raises(InputError, match=r"lightning-privacy\[demo\]"):
         digits()
 
 

