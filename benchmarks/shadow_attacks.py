@@ -3,8 +3,8 @@
     python benchmarks/shadow_attacks.py --data digits --shadows 32 --seeds 0 1 2
 
 Two published orders are checked: online LiRA finds more members at a low false-positive rate than one global threshold
-(arXiv 2112.03570), and RMIA with two reference models beats offline LiRA with two (arXiv 2312.03262). Prints every attack, and the
-paired difference of each pair over seeds, then records. An order that does not hold is printed as such.
+(arXiv 2112.03570), and RMIA with two reference models beats offline LiRA with two (arXiv 2312.03262). Prints every
+attack, and the paired difference of each pair over seeds, then records. An order that does not hold is printed as such.
 """
 
 import argparse
