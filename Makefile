@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: install demo audit-demo test lint types fast all clean
+.PHONY: install demo audit-demo test lint types slow fast all clean
 
 install: $(VENV)/.installed
 
@@ -31,8 +31,11 @@ types: install
 test: install lint types
 	$(BIN)/python -m pytest --jaxtyping-packages=lightning_privacy,beartype.beartype
 
+slow: install
+	$(BIN)/python -m pytest -m slow -s
+
 fast: install
-	$(BIN)/python -m pytest -x -m "not dist"
+	$(BIN)/python -m pytest -x -m "not dist and not slow"
 
 all: test
 

@@ -15,6 +15,9 @@ __all__ = ["PrivacyParser", "explain", "unknown_empty_keys"]
 _KEY = re.compile(r'Parser key "([^"]+)"')
 _CLASS = re.compile(r"Problem with given class_path '([^']+)'")
 _OPTION = re.compile(r"Option '([^']+)' is not accepted|Subcommand '\w+' does not accept option '([^']+)'")
+_UNIMPORTABLE = re.compile(
+    r"Problem with given class_path '([^']+)':\s+(module '[^']+' has no attribute '[^']+'|No module named '[^']+')"
+)
 _UNRECOGNISED = re.compile(r"unrecognized arguments: -*([^\s=]+)")
 
 
@@ -70,7 +73,7 @@ def unknown_empty_keys(raw: Any, keys: list[str], prefix: str = "") -> list[str]
 
 
 def explain(message: str, keys: list[str]) -> str:
-    """Return jsonargparse's message shortened where it says that an option does not exist.
+    """Return jsonargparse's message shortened where it says that an option or a class does not exist.
 
     Args:
         message: What jsonargparse reports, often a tree of the alternatives that it tried.
@@ -80,6 +83,11 @@ def explain(message: str, keys: list[str]) -> str:
         >>> explain("Option 'trainer.max_epoch' is not accepted", ["trainer.max_epochs", "seed_everything"])
         'there is no option `trainer.max_epoch`. Did you mean `trainer.max_epochs`?'
     """
+    if (gone := _UNIMPORTABLE.search(message)) and (named := _KEY.search(message)):
+        return (
+            f"`{named[1]}`: the class `{gone[1]}` cannot be imported ({gone[2]}). Correct its class_path, install the "
+            "package that has it, or start where Python finds it."
+        )
     option, key = _OPTION.search(message), _KEY.search(message)
     unrecognised = _UNRECOGNISED.search(message)
     if option and key:

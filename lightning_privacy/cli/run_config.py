@@ -11,6 +11,7 @@ from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.utilities import rank_zero_info
 
+from lightning_privacy.core.import_path import import_object
 from lightning_privacy.core.registry import AUDITS, DEFENCES
 from lightning_privacy.core.run_folder import RunFolder, write_atomically
 
@@ -63,7 +64,7 @@ def dump_config(parser: LightningArgumentParser, config: Namespace) -> str:
         chosen = {name: spec for name, spec in (raw.get(group) or {}).items() if spec is not None}
         for name, spec in chosen.items():
             cls = registry.load(name)
-            if spec.get("class_path") == f"{cls.__module__}.{cls.__qualname__}":
+            if import_object(spec.get("class_path")) is cls:  # which may be written as our public, shorter path
                 chosen[name] = spec.get("init_args") or {}
         raw[group] = chosen
     return yaml.safe_dump(raw, sort_keys=False, allow_unicode=True)

@@ -1,5 +1,6 @@
 """A pool of shadow models: trained once, kept by content, shared among ranks and jobs."""
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ from lightning_privacy.shadows.vectorised import Job, train_stacked
 from lightning_privacy.shadows.weight_files import read_tensors, write_tensors
 
 __all__ = ["ShadowPool"]
+
+LINE_EVERY = 20  # seconds between lines of progress, chosen here
 
 
 class ShadowPool:
@@ -189,10 +192,16 @@ class ShadowPool:
         # Verified once a process: the files may be large.
         missing = [k for k in shadows if k not in self._whole and self.state(k) is None]
         self._whole.update(set(shadows) - set(missing))
+        said = time.monotonic()
+        if missing:
+            rank_zero_info(f"shadow models: {len(missing)} of {self.count} to train; they are kept in {self.folder}")
         for shadow, state, how in self._trained(missing):
             write_tensors(self.path(shadow), state, self.parts(shadow), trained=how)
             self._whole.add(shadow)
             done.append(shadow)
+            if time.monotonic() - said > LINE_EVERY or len(done) == len(missing):
+                rank_zero_info(f"shadow models: {len(done)} of {len(missing)} trained, {how}")
+                said = time.monotonic()
 
     def _trained(self, shadows: Sequence[int]) -> Iterator[tuple[int, dict[str, Any], str]]:
         jobs = [Job(k, shadow_seed(self.seed, k), self.data(k)) for k in shadows]

@@ -111,6 +111,16 @@ def test_a_proxy_built_for_another_latent_shape(fit, tmp_path):
     assert {p: p.read_bytes() for p in (tmp_path / "runs").rglob("*.ckpt")} == before
 
 
+def test_a_class_that_cannot_be_imported(tmp_path, capsys):
+    for path in ("nowhere.Gone", "lightning_privacy.modules.Gone"):
+        (tmp_path / "gone.yaml").write_text(f"model: {{class_path: {path}}}\n")
+        with pytest.raises(SystemExit) as leaving:
+            main(["check", "--config", str(tmp_path / "gone.yaml")])
+        said = capsys.readouterr().err
+        assert leaving.value.code == 2 and said.count("error:") == 1
+        assert f"`model`: the class `{path}` cannot be imported" in said
+
+
 def test_a_loss_that_is_not_a_number(fit, tmp_path):
     options = [
         *FACES,

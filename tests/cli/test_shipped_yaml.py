@@ -110,7 +110,8 @@ ON_TOYS = {
     "audit_faces_classifier": ["--audits.membership.shadows", "4", "--trainer.logger", "false"],
     "lira_cifar10_resnet18": [
         *("--config", str(FRAGMENTS["trainer/cpu.yaml"]), "--config", str(FRAGMENTS["data/faces.yaml"])),
-        *("--data.inner.size", "8", "--data.inner.people", "1-40", "--audits.membership.shadows", "4"),
+        *("--data.inner.size", "8", "--data.inner.people", "1-40", "--model.classes", "40"),
+        *("--audits.membership.shadows", "4"),
     ],
     # recipes made small enough for a test: the tiny model, few pictures, one process on the CPU
     "smp_lora_faces": ["--data.inner.people", "21-30", "--model.pictures_every_n_epochs", "0"],
