@@ -128,8 +128,8 @@ def missing_signals(module: Any, fields: Collection[str], attack: str = "") -> M
         )
     if "boundary_distance" in fields:
         return MissingProtocolError(
-            f"{party} needs many label queries a record. Give the audit a budget (`boundary_queries: 1000`), or leave "
-            "the attack out."
+            f"{party} needs thousands of label queries a record, which an audit does not make. Measure the distances by "
+            "`lightning_privacy.attacks.membership.boundary.boundary_distance`, put them into `Signals`, and attack those."
         )
     return MissingProtocolError(f"{party} needs {', '.join(sorted(fields))}, but `{name}` has no such method.")
 
