@@ -83,6 +83,13 @@ def test_an_audit_that_was_killed_ends_as_if_it_had_not_been(run, trained, tmp_p
     assert content_hash(load_dossier("run/dossier/dossier.json")) == whole
 
 
+def test_an_audit_in_the_last_epoch_does_not_stand_for_the_one_with_shadows(tmp_path):
+    options = (*SMALL, *SHADOWS, "--audits.membership.every_n_epochs", "2", "--run_dir", str(tmp_path / "run"))
+    assert main(["fit", "--config", RECIPE, *options]) == 0
+    found = {r.attack: r.epoch for r in RunFolder(tmp_path / "run").results()}
+    assert found["averaged_loss"] == found["lira_online"] == 2
+
+
 def test_models_of_another_recipe_are_not_taken(run, capsys):
     assert audit("--shadows-only", "0/1") == 0
     before = weights()

@@ -167,7 +167,8 @@ class MembershipAudit(L.Callback):
                 trainer.global_step, epoch, defences, notes, {"shadows": self.shadows} if shadows else None
             ),
         )
-        self._audited_step = trainer.global_step
+        if shadows or not self.shadows:  # else the attacks with shadow models are still to come, at the end
+            self._audited_step = trainer.global_step
         if trainer.is_global_zero:
             folder = RunFolder(trainer.default_root_dir)
             for result in self.last_results:
