@@ -16,7 +16,6 @@ from lightning_privacy.datamodules.membership_split import MembershipSplit
 from lightning_privacy.errors import InputError
 from lightning_privacy.modules import ImageClassifier
 from lightning_privacy.modules.classifier_scores import ClassifierScores
-from lightning_privacy.modules.mixup import mixed_loss, mixup
 from lightning_privacy.testing.fitting import compare, fit, state_of, trainer
 from lightning_privacy.testing.toy_data import ToyImages
 
@@ -220,18 +219,6 @@ def test_many_copies_train_at_once_under_vmap():
 
 
 # ---- mixup
-
-
-def test_mixup_blends_pictures_and_losses_by_the_formula():
-    import numpy as np
-
-    images, labels, logits = torch.rand(5, 1, 4, 4), torch.arange(5), torch.randn(5, 6)
-    mixed, partner, share = mixup(images, 0.4, np.random.default_rng(0))
-    assert sorted(partner.tolist()) == list(range(5)) and 0 < share < 1
-    assert torch.allclose(mixed[2], share * images[2] + (1 - share) * images[partner[2]])
-    target = share * F.one_hot(labels, 6) + (1 - share) * F.one_hot(labels[partner], 6)
-    expected = -(target * logits.log_softmax(1)).sum(1).mean()  # cross-entropy with the blended target
-    assert torch.allclose(mixed_loss(logits, labels, partner, share), expected, atol=1e-6)
 
 
 def test_mixup_trains_reproducibly_and_refuses_losses_of_one_record(tmp_path):
