@@ -4,16 +4,17 @@ from collections.abc import Sequence
 from typing import Any
 
 import lightning.pytorch as L
-import torch
 
 from lightning_privacy.attacks.membership.registry import build_attack
 from lightning_privacy.callbacks.audits.evidence import adaptive_attacks, defences_of
+from lightning_privacy.callbacks.audits.life_cycle import ResultAudit
 from lightning_privacy.callbacks.audits.membership_audit import (
     ROLES,
     AuditedModel,
     audit_membership,
     choose_attacks,
 )
+from lightning_privacy.callbacks.audits.publishing import chart_values
 from lightning_privacy.callbacks.audits.shadow_signals import SHADOW_FIELDS
 from lightning_privacy.callbacks.audits.shadow_training import (
     check_count,
@@ -24,13 +25,12 @@ from lightning_privacy.callbacks.audits.shadow_training import (
 from lightning_privacy.callbacks.audits.signals import ReferenceCache, available_signals, missing_signals
 from lightning_privacy.callbacks.audits.split_access import check_roles, find_split
 from lightning_privacy.core.results import AttackResult, MembershipAttack
-from lightning_privacy.core.run_folder import RunFolder
 from lightning_privacy.errors import InputError
 
 __all__ = ["MembershipAudit", "audit_membership"]
 
 
-class MembershipAudit(L.Callback):
+class MembershipAudit(ResultAudit):
     """Attack the model to tell who was in its training set, during and after training.
 
     Attacks are fitted on ``aux_member`` against ``attack_nonmember`` of the trainer's `MembershipSplit` and judged on
@@ -81,7 +81,7 @@ class MembershipAudit(L.Callback):
         shadow_folder: str | None = None,
         error_fn: str | Any | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(every_n_epochs, at_end)
         for name in attacks or []:
             build_attack(name)
         check_count(shadows)
@@ -91,21 +91,20 @@ class MembershipAudit(L.Callback):
                 f"every_n_epochs >= 1, but got attacks={attacks}, draws={draws}, bootstrap={bootstrap}, "
                 f"timesteps={timesteps}, every_n_epochs={every_n_epochs}."
             )
-        self.attacks, self.every_n_epochs, self.at_end = attacks, every_n_epochs, at_end
-        self.draws, self.timesteps, self.seed, self.bootstrap = draws, timesteps, seed, bootstrap
-        self.batch_size, self.queries, self.error_fn = batch_size, queries, error_fn
+        self.attacks, self.queries, self.error_fn = attacks, queries, error_fn
+        self.draws, self.timesteps, self.seed = draws, timesteps, seed
+        self.bootstrap, self.batch_size = bootstrap, batch_size
         self.shadows, self.shadow_build, self.shadow_folder = shadows, shadow_build, shadow_folder
         self.extra_attacks: Sequence[MembershipAttack] = ()
         """Further attack objects, for use from Python."""
-        self.last_results: list[AttackResult] = []
         self._cache: ReferenceCache = {}
-        self._audited_step: int | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Find out now, not after hours, what is missing."""
+        super().setup(trainer, pl_module, stage)
         if stage != "fit":
             return
-        self._cache, self._audited_step = {}, None
+        self._cache = {}
         check_roles(find_split(trainer, "MembershipAudit"), ROLES, "MembershipAudit")
         if self.shadows:
             resolve_build(self.shadow_build)
@@ -118,39 +117,18 @@ class MembershipAudit(L.Callback):
             if lacking:
                 raise missing_signals(pl_module, lacking, attack.name)
 
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Audit every n epochs."""
-        epoch = trainer.current_epoch + 1
-        if self.every_n_epochs is None or epoch % self.every_n_epochs or trainer.sanity_checking:
-            return
-        values = self._logged(self._audit(trainer, pl_module, epoch, shadows=False))
-        pl_module.log_dict(values, on_step=False, on_epoch=True, sync_dist=True)
+    @property
+    def final_adds(self) -> bool:
+        """Whether attacks with shadow models, which run on the final model alone, are still to come."""
+        return bool(self.shadows)
 
-    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Audit the final model, unless the last epoch's audit was of the same weights."""
-        if not self.at_end or self._audited_step == trainer.global_step:
-            return
-        values = self._logged(self.audit(trainer, pl_module, trainer.current_epoch))
-        # `log` is closed by now.
-        trainer.callback_metrics.update({name: torch.tensor(value) for name, value in values.items()})
-        for logger in trainer.loggers:
-            logger.log_metrics(values, step=trainer.global_step)
-
-    def audit(self, trainer: L.Trainer, module: L.LightningModule, epoch: int) -> list[AttackResult]:
-        """Run the attacks now and append their results to the run's folder; every rank must call.
-
-        Args:
-            trainer: The trainer, whose datamodule is the split.
-            module: The module.
-            epoch: Epochs completed; shadow models are trained as many.
-        """
-        return self._audit(trainer, module, epoch, shadows=bool(self.shadows))
-
-    def _audit(self, trainer: L.Trainer, module: L.LightningModule, epoch: int, shadows: bool) -> list[AttackResult]:
+    def measure(self, trainer: L.Trainer, module: L.LightningModule, epoch: int, final: bool) -> list[AttackResult]:
+        """Run the attacks, on the final model those with shadow models too, which are trained for ``epoch`` epochs."""
+        shadows = final and self.shadows > 0
         attacks, notes = self._chosen(trainer, module, self._from_shadows if shadows else frozenset())
         evidence = train_and_observe(self.shadow_pool(trainer, epoch), self.queries) if shadows else None
         defences = tuple(defence.name for defence in defences_of(trainer))
-        self.last_results = audit_membership(
+        return audit_membership(
             module,
             find_split(trainer, "MembershipAudit"),
             attacks,
@@ -167,13 +145,6 @@ class MembershipAudit(L.Callback):
                 trainer.global_step, epoch, defences, notes, {"shadows": self.shadows} if shadows else None
             ),
         )
-        if shadows or not self.shadows:  # else the attacks with shadow models are still to come, at the end
-            self._audited_step = trainer.global_step
-        if trainer.is_global_zero:
-            folder = RunFolder(trainer.default_root_dir)
-            for result in self.last_results:
-                folder.append_result(result)
-        return self.last_results
 
     def result_names(self, trainer: L.Trainer, module: L.LightningModule) -> set[str]:
         """Return the names of the attacks that `audit` would run."""
@@ -216,14 +187,9 @@ class MembershipAudit(L.Callback):
         more = [a for a in (*adaptive, *self.extra_attacks) if a.name not in named]
         return [*chosen, *more], notes
 
-    def _logged(self, results: Sequence[AttackResult]) -> dict[str, float]:
-        # A rate that too few records support is in results.jsonl with its reason; a chart could not show the reason.
-        values = {
-            f"attack/membership/{r.attack}/{name}": metric.value
-            for r in results
-            for name, metric in r.metrics.items()
-            if metric.valid
-        }
+    def charted(self, results: Sequence[AttackResult]) -> dict[str, float]:
+        """Return what the loggers draw: each attack's valid numbers, and the strongest attack's AUROC again."""
         top = next(r for r in results if r.strongest).metrics["auroc"]
         ends = {"auroc": top.value, "auroc_low": top.low, "auroc_high": top.high}
-        return {**values, **{f"attack/membership/strongest/{k}": v for k, v in ends.items() if v is not None}}
+        strongest = {f"attack/membership/strongest/{k}": v for k, v in ends.items() if v is not None}
+        return {**chart_values(results), **strongest}

@@ -6,8 +6,8 @@ import lightning.pytorch as L
 
 from lightning_privacy.attacks.structural.near_duplicates import THRESHOLD
 from lightning_privacy.attacks.structural.published_outputs import DECIMALS, SMALLEST_GROUP
+from lightning_privacy.callbacks.audits.life_cycle import ResultAudit
 from lightning_privacy.callbacks.audits.membership_audit import AuditedModel
-from lightning_privacy.callbacks.audits.publishing import append_results, chart_values, log_after_fit
 from lightning_privacy.callbacks.audits.similar_records import SIMILARITIES, audit_similar_records
 from lightning_privacy.callbacks.audits.split_access import check_roles, find_split
 from lightning_privacy.callbacks.audits.structural_checks import ROLES, audit_structure, check_names
@@ -17,7 +17,7 @@ from lightning_privacy.errors import InputError
 __all__ = ["StructuralAudit"]
 
 
-class StructuralAudit(L.Callback):
+class StructuralAudit(ResultAudit):
     """Check what the model and its split give away by their structure, without fitting an attack.
 
     Compared are members that nobody fitted on with the hold-out: the gap of their losses (test, size and the parameters
@@ -64,7 +64,7 @@ class StructuralAudit(L.Callback):
         batch_size: int | None = None,
         error_fn: str | Any | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(every_n_epochs, at_end)
         numbers = (every_n_epochs or 1) >= 1 and draws >= 1 and bootstrap >= 0 and timesteps != [] and smallest >= 1
         if not numbers or not 0 <= decimals <= 9 or not -1 < threshold <= 1 or similarity not in (*SIMILARITIES, None):
             raise InputError(
@@ -72,17 +72,14 @@ class StructuralAudit(L.Callback):
                 f"threshold in (-1, 1] and similarity thumbnail, embedding or null, but got {every_n_epochs=}, "
                 f"{draws=}, {smallest=}, {bootstrap=}, {timesteps=}, {decimals=}, {threshold=}, {similarity=}."
             )
-        self.every_n_epochs, self.at_end = every_n_epochs, at_end
         self.similarity, self.threshold, self.decimals, self.smallest = similarity, threshold, decimals, smallest
         self.draws, self.timesteps, self.seed, self.bootstrap = draws, timesteps, seed, bootstrap
         self.batch_size, self.error_fn = batch_size, error_fn
-        self.last_results: list[AttackResult] = []
-        self._audited_step: int | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Find out now, not after hours, what is missing."""
+        super().setup(trainer, pl_module, stage)
         if stage == "fit":
-            self._audited_step = None
             check_roles(find_split(trainer, "StructuralAudit"), ROLES, "StructuralAudit")
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -94,27 +91,8 @@ class StructuralAudit(L.Callback):
                 "it, or use `similarity: thumbnail`."
             )
 
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Check every n epochs."""
-        epoch = trainer.current_epoch + 1
-        if self.every_n_epochs is None or epoch % self.every_n_epochs or trainer.sanity_checking:
-            return
-        values = chart_values(self.audit(trainer, pl_module, epoch))
-        pl_module.log_dict(values, on_step=False, on_epoch=True, sync_dist=True)
-
-    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Check the final model, unless the last epoch's check was of the same weights."""
-        if self.at_end and self._audited_step != trainer.global_step:
-            log_after_fit(trainer, chart_values(self.audit(trainer, pl_module, trainer.current_epoch)))
-
-    def audit(self, trainer: L.Trainer, module: L.LightningModule, epoch: int) -> list[AttackResult]:
-        """Run the checks now and append their results to the run's folder; every rank must call.
-
-        Args:
-            trainer: The trainer, whose datamodule is the split.
-            module: The module.
-            epoch: Epochs completed, for the record.
-        """
+    def measure(self, trainer: L.Trainer, module: L.LightningModule, epoch: int, final: bool) -> list[AttackResult]:
+        """Run the checks."""
         split, about = find_split(trainer, "StructuralAudit"), AuditedModel(trainer.global_step, epoch)
         results = audit_structure(
             module,
@@ -141,8 +119,6 @@ class StructuralAudit(L.Callback):
                     model=about,
                 )
             )
-        self.last_results, self._audited_step = results, trainer.global_step
-        append_results(trainer, results)
         return results
 
     def result_names(self, trainer: L.Trainer, module: L.LightningModule) -> set[str]:

@@ -9,8 +9,8 @@ import lightning.pytorch as L
 
 from lightning_privacy.attacks.membership.registry import build_attack
 from lightning_privacy.attacks.structural.canary_guesses import SHARES
+from lightning_privacy.callbacks.audits.life_cycle import ResultAudit
 from lightning_privacy.callbacks.audits.membership_audit import AuditedModel
-from lightning_privacy.callbacks.audits.publishing import append_results, chart_values, log_after_fit
 from lightning_privacy.callbacks.audits.split_access import check_roles, find_split
 from lightning_privacy.callbacks.canaries.canary_audit import FIT_ROLES, audit_canaries, chosen_attacks
 from lightning_privacy.core.results import AttackResult, MembershipAttack
@@ -24,7 +24,7 @@ def _written(path: Path) -> str | None:
     return json.loads(path.read_text(encoding="utf-8")).get("split_hash") if path.is_file() else None
 
 
-class CanaryAudit(L.Callback):
+class CanaryAudit(ResultAudit):
     """Guess which planted canaries were trained on, and bound epsilon from below by how often that succeeds.
 
     Needs `CanaryData` around the `MembershipSplit`. The canaries with the most and least member-like scores are
@@ -68,7 +68,7 @@ class CanaryAudit(L.Callback):
         batch_size: int | None = None,
         error_fn: str | Any | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(every_n_epochs, at_end)
         for name in attacks or []:
             build_attack(name)
         numbers = (every_n_epochs or 1) >= 1 and draws >= 1 and bootstrap >= 0 and 0 <= delta < 1 and timesteps != []
@@ -78,19 +78,16 @@ class CanaryAudit(L.Callback):
                 f"and shares in (0, 1], but got {attacks=}, {every_n_epochs=}, {draws=}, {bootstrap=}, {timesteps=}, "
                 f"{delta=}, {shares=}."
             )
-        self.attacks, self.every_n_epochs, self.at_end = attacks, every_n_epochs, at_end
-        self.shares, self.delta = shares, delta
+        self.attacks, self.shares, self.delta = attacks, shares, delta
         self.draws, self.timesteps, self.seed, self.bootstrap = draws, timesteps, seed, bootstrap
         self.batch_size, self.error_fn = batch_size, error_fn
         self.extra_attacks: Sequence[MembershipAttack] = ()
         """Further attack objects, for use from Python."""
-        self.last_results: list[AttackResult] = []
-        self._audited_step: int | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Find out now, not after hours, what is missing."""
+        super().setup(trainer, pl_module, stage)
         if stage == "fit":
-            self._audited_step = None
             self._data(trainer)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -109,28 +106,9 @@ class CanaryAudit(L.Callback):
         if trainer.is_global_zero and there is None:
             data.write_canaries(path)
 
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Audit every n epochs."""
-        epoch = trainer.current_epoch + 1
-        if self.every_n_epochs is None or epoch % self.every_n_epochs or trainer.sanity_checking:
-            return
-        values = chart_values(self.audit(trainer, pl_module, epoch))
-        pl_module.log_dict(values, on_step=False, on_epoch=True, sync_dist=True)
-
-    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Audit the final model, unless the last epoch's audit was of the same weights."""
-        if self.at_end and self._audited_step != trainer.global_step:
-            log_after_fit(trainer, chart_values(self.audit(trainer, pl_module, trainer.current_epoch)))
-
-    def audit(self, trainer: L.Trainer, module: L.LightningModule, epoch: int) -> list[AttackResult]:
-        """Audit now and append the results to the run's folder; every rank must call.
-
-        Args:
-            trainer: The trainer, whose datamodule is the `CanaryData`.
-            module: The module.
-            epoch: Epochs completed, for the record.
-        """
-        self.last_results = audit_canaries(
+    def measure(self, trainer: L.Trainer, module: L.LightningModule, epoch: int, final: bool) -> list[AttackResult]:
+        """Guess the coins."""
+        return audit_canaries(
             module,
             self._data(trainer),
             self._attacks(),
@@ -144,9 +122,6 @@ class CanaryAudit(L.Callback):
             error_fn=self.error_fn,
             model=AuditedModel(trainer.global_step, epoch),
         )
-        self._audited_step = trainer.global_step
-        append_results(trainer, self.last_results)
-        return self.last_results
 
     def result_names(self, trainer: L.Trainer, module: L.LightningModule) -> set[str]:
         """Return the names of the attacks that `audit` would run."""
