@@ -1,44 +1,55 @@
-"""The verb audit: attacks on a finished run, from what its folder holds."""
+"""The verb audit: attacks on a finished run, or on a checkpoint that was trained elsewhere."""
 
 import argparse
-import tempfile
 import warnings
 from pathlib import Path
-from typing import Any
 
-import yaml
-
-from lightning_privacy.core.run_folder import RunFolder
-from lightning_privacy.errors import InputError
+from lightning_privacy.cli.audit_subject import Subject, finished_run, trained_elsewhere
 
 __all__ = ["run"]
 
-_NOT_TRAINING: dict[str, Any] = {
-    "devices": 1,
-    "num_nodes": 1,
-    "strategy": "auto",
-    "logger": False,
-    "callbacks": None,
-    "profiler": None,
-    "fast_dev_run": False,
-    "limit_val_batches": 1,  # validation is only the way to a model on its device; 0 would skip every hook
-    "enable_checkpointing": False,
-    "enable_progress_bar": False,
-    "enable_model_summary": False,
-    "inference_mode": False,  # attackers train
-}
-_NOT_THIS_RUN = ("run_name", "run_dir")
+_KNOWN_NOISE = (
+    # the training's callbacks are absent on purpose
+    "Be aware that when using `ckpt_path`, callbacks used to create",
+    # no validation is meant
+    "Using `DistributedSampler` with the dataloaders",
+    "The 'val_dataloader' does not have many workers",
+)
 
 
 def run(verb: str, args: list[str]) -> int:
-    """Rebuild a run's model and data, load its weights, check the split, run the audits that are missing."""
+    """Rebuild a model and its data, load the weights, check the split, run the audits that are missing."""
+    chosen, overrides = _parse(verb, args)
+    if chosen.run is None:
+        subject = trained_elsewhere(chosen.checkpoint, overrides)
+    else:
+        subject = finished_run(chosen.run, chosen.checkpoint, overrides)
+    lines = _attack(subject, chosen.again, chosen.shadows_only)
+    if subject.cli.trainer.is_global_zero:
+        for line in lines or ["nothing to do: every audit has its results for this step (--again repeats them)"]:
+            print(line)
+    return 0
+
+
+def _parse(verb: str, args: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(
         f"lightning-privacy {verb}",
-        description="Attack a finished run. Audits are those of its configuration; further options override it, such "
-        "as --audits.membership.draws 4 or --config more.yaml.",
+        usage=f"lightning-privacy {verb} RUN [options]\n       lightning-privacy {verb} --config AUDIT.yaml [options]",
+        description="Attack a finished run, or a checkpoint trained elsewhere that AUDIT.yaml describes: model, data with "
+        "its members, audits, and ckpt_path. Further options override the configuration, such as "
+        "--audits.membership.draws 4, --config more.yaml or --trainer.devices 2; torchrun and SLURM start several "
+        "processes as they do for fit.",
+        allow_abbrev=False,
     )
-    parser.add_argument("run", help="the run's folder, such as runs/NAME")
-    parser.add_argument("--checkpoint", type=Path, help="another checkpoint than the run's last one")
+    elsewhere = bool(args) and args[0].startswith("-") and any(a.partition("=")[0] == "--config" for a in args)
+    if not elsewhere:
+        parser.add_argument("run", metavar="RUN", help="the run's folder, such as runs/NAME")
+    parser.add_argument(
+        "--checkpoint",
+        type=Path,
+        help="other weights than the run's last or the file's ckpt_path: a Lightning checkpoint, a state dict or "
+        "safetensors",
+    )
     parser.add_argument("--again", action="store_true", help="repeat attacks that have a result for this step")
     parser.add_argument(
         "--shadows-only",
@@ -47,33 +58,40 @@ def run(verb: str, args: list[str]) -> int:
         help="train every Nth missing shadow model, from the Ith (0 to N-1), and attack nothing: one task of a job array",
     )
     chosen, overrides = parser.parse_known_args(args)
-    folder = RunFolder.open(chosen.run)
-    if not folder.config.is_file():
-        raise InputError(f"{folder.path} has no config.yaml, so its model and data cannot be rebuilt.")
-    checkpoint = chosen.checkpoint or folder.last_checkpoint()
-    if checkpoint is None and not folder.adapter.is_dir():
-        raise InputError(f"{folder.path} has neither checkpoints nor an adapter: there is nothing to attack.")
-    if checkpoint is not None and not checkpoint.is_file():
-        raise InputError(f"There is no checkpoint {checkpoint}.")
-    cli = _rebuild(folder, overrides)
-    if not cli.audits:
-        raise InputError(
-            f"{folder.config} has no audits. Add one: lightning-privacy audit {folder.path} --audits.membership={{}}"
-        )
-    if checkpoint is None:
-        _load_adapter(cli.model, folder)
-    from lightning_privacy.cli.auditor import Auditor
+    chosen.run = None if elsewhere else chosen.run
+    return chosen, overrides
 
-    auditor = Auditor(cli.audits, folder, checkpoint, chosen.again, chosen.shadows_only)
+
+def _attack(subject: Subject, again: bool, shadows_only: tuple[int, int] | None) -> list[str]:
+    from lightning_privacy.cli.auditor import Auditor
+    from lightning_privacy.cli.foreign_checkpoint import is_lightning, read_checkpoint
+    from lightning_privacy.cli.placing import without_validation
+
+    cli, path = subject.cli, subject.checkpoint
+    saved = {} if path is None else read_checkpoint(path)
+    auditor = Auditor(
+        cli.audits,
+        subject.folder,
+        path,
+        saved,
+        again=again,
+        shadows_only=shadows_only,
+        epochs=cli.config.get("trainer.max_epochs"),
+        keep=subject.keep,
+    )
     cli.trainer.callbacks.append(auditor)
-    path = None if checkpoint is None else str(checkpoint)
+    without_validation(cli.model, cli.datamodule)
     with warnings.catch_warnings():
-        # the training's callbacks are absent on purpose
-        warnings.filterwarnings("ignore", message="Be aware that when using `ckpt_path`, callbacks used to create")
-        cli.trainer.validate(cli.model, datamodule=cli.datamodule, ckpt_path=path, verbose=False)
-    for line in auditor.lines or ["nothing to do: every audit has its results for this step (--again repeats them)"]:
-        print(line)
-    return 0
+        for message in _KNOWN_NOISE:
+            warnings.filterwarnings("ignore", message=message)
+        cli.trainer.validate(
+            cli.model,
+            datamodule=cli.datamodule,
+            ckpt_path=str(path) if is_lightning(saved) else None,
+            verbose=False,
+            weights_only=True,
+        )
+    return auditor.lines
 
 
 def _share(text: str) -> tuple[int, int]:
@@ -82,24 +100,3 @@ def _share(text: str) -> tuple[int, int]:
     if not (part.isdecimal() and parts.isdecimal() and int(part) < int(parts)):
         raise argparse.ArgumentTypeError(f"`{text}` is no share such as 0/16: two numbers, the first below the second")
     return int(part), int(parts)
-
-
-def _rebuild(folder: RunFolder, overrides: list[str]) -> Any:
-    from lightning_privacy.cli.privacy_cli import PrivacyCLI  # seconds: after the cheap refusals
-
-    raw = yaml.safe_load(folder.config.read_text(encoding="utf-8"))
-    kept = {key: value for key, value in raw.items() if key not in _NOT_THIS_RUN}
-    with tempfile.TemporaryDirectory() as scratch:
-        config = Path(scratch) / "config.yaml"
-        config.write_text(yaml.safe_dump(kept, sort_keys=False), encoding="utf-8")
-        args = ["--config", str(config), *overrides, "--run_dir", str(folder.path)]
-        return PrivacyCLI(args, run=False, trainer_overrides=_NOT_TRAINING)
-
-
-def _load_adapter(model: Any, folder: RunFolder) -> None:
-    load = getattr(model, "load_adapter", None)
-    if load is None:
-        raise InputError(
-            f"{folder.path} has only an adapter, which {type(model).__name__} cannot load (`load_adapter`)."
-        )
-    load(folder.adapter)

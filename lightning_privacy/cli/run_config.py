@@ -92,9 +92,11 @@ class SaveRunConfig(L.Callback):
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the file, on rank zero."""
-        if not trainer.is_global_zero:
-            return
-        run = RunFolder(trainer.default_root_dir)
+        if trainer.is_global_zero:
+            self.write(RunFolder(trainer.default_root_dir))
+
+    def write(self, run: RunFolder) -> None:
+        """Write the file into a run's folder, unless the same configuration is there."""
         there = run.configs()
         if there and same_run(there[-1].read_text(encoding="utf-8"), self.text):
             self.saved = there[-1]
@@ -103,9 +105,7 @@ class SaveRunConfig(L.Callback):
         self.saved = run.path / ("config.yaml" if number == 1 else f"config-{number}.yaml")
         write_atomically(self.saved, self.text)
         if number > 1:
-            rank_zero_info(
-                f"{run.path} was trained with another configuration before; this one is in {self.saved.name}"
-            )
+            rank_zero_info(f"{run.path} was made with another configuration before; this one is in {self.saved.name}")
 
 
 def _usable(logger: Any) -> bool:

@@ -80,6 +80,11 @@ class RunFolder:
         return self.path / "adapter"
 
     @property
+    def foreign(self) -> Path:
+        """Which checkpoint an audit attacked that was trained elsewhere: its path and sha256."""
+        return self.path / "checkpoint.json"
+
+    @property
     def pictures(self) -> Path:
         """Folder of sample grids."""
         return self.path / "pictures"

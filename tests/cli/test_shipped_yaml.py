@@ -126,6 +126,7 @@ ON_TOYS = {
     ],
 }
 NEEDS_MORE_THAN_A_TEST = {
+    "audit/checkpoint.yaml": "somebody's checkpoint; what it describes is built below",
     "trainer/ddp.yaml": "GPUs",
     "trainer/single_gpu.yaml": "a GPU",
     "trainer/ddp_cpu.yaml": "starts this program again as its second rank",
@@ -169,3 +170,9 @@ def test_classifiers_rehearse_on_digits(name, capsys):
 
 def test_what_is_not_rehearsed_exists():
     assert set(NEEDS_MORE_THAN_A_TEST) <= set(FRAGMENTS) and set(ON_TOYS) == set(RECIPES)
+
+
+def test_the_audit_of_a_checkpoint_describes_something_that_can_be_built(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["audit", "--config", str(FRAGMENTS["audit/checkpoint.yaml"])]) == 1
+    assert "There is no checkpoint theirs.pt" in capsys.readouterr().err

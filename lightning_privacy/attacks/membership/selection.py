@@ -62,9 +62,9 @@ def fit_attack(
 ) -> FittedAttack:
     """Fit an attack on all fit records, and cross-validate it on them for sign, threshold and strength.
 
-    The AUROC is averaged over folds where the attack learns (scores of two fits need not share a scale), and taken over
-    all out-of-fold scores where it does not. Either way noise gives 0.5 on average, also for an attack whose sign is
-    free.
+    The AUROC is averaged over folds: scores of two fits need not share a scale, and a sign chosen without a fold depends
+    on the others, so that comparing across folds would favour, on noise, the attacks whose sign is free. So noise gives
+    0.5 on average.
 
     Args:
         attack: Left as it is; a copy is fitted.
@@ -96,10 +96,9 @@ def fit_attack(
             side[rows] = sign * fresh.score(take(signals, rows)).double()
         fold_aurocs.append(auroc(held_scores[0][fold_of[0] == k], held_scores[1][fold_of[1] == k]))
     final, sign, converged = _fitted(attack, members, nonmembers, seed)
-    if _learns(attack):
-        return FittedAttack(final, sign, sum(fold_aurocs) / folds, fit_threshold(*held_scores), converged)
-    oriented = [sign * final.score(x).double() for x in (members, nonmembers)]
-    return FittedAttack(final, sign, auroc(*held_scores), fit_threshold(*oriented), converged)
+    if not _learns(attack):  # then its scores on all fit records are as honest as those of a fold, and more of them
+        held_scores = tuple(sign * final.score(x).double() for x in (members, nonmembers))
+    return FittedAttack(final, sign, sum(fold_aurocs) / folds, fit_threshold(*held_scores), converged)
 
 
 def strongest(fitted: Mapping[str, FittedAttack]) -> str:

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 
 import lightning.pytorch as L
 
@@ -25,6 +26,8 @@ class ResultAudit(L.Callback, ABC):
         super().__init__()
         self.every_n_epochs, self.at_end = every_n_epochs, at_end
         self.last_results: list[AttackResult] = []
+        self.remarks: tuple[str, ...] = ()
+        """Sentences for the notes of every result, from whoever starts the audit and knows more than it does."""
         self._audited_step: int | None = None
 
     @abstractmethod
@@ -76,7 +79,8 @@ class ResultAudit(L.Callback, ABC):
         return self._run(trainer, module, epoch, final=True)
 
     def _run(self, trainer: L.Trainer, module: L.LightningModule, epoch: int, final: bool) -> list[AttackResult]:
-        self.last_results = self.measure(trainer, module, epoch, final)
+        measured = self.measure(trainer, module, epoch, final)
+        self.last_results = [replace(result, notes=(*result.notes, *self.remarks)) for result in measured]
         if final or not self.final_adds:
             self._audited_step = trainer.global_step
         append_results(trainer, self.last_results)

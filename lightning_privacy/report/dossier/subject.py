@@ -57,13 +57,26 @@ def settings_of(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def checkpoint_of(run: RunFolder) -> Checkpoint | None:
-    """Return the run's last checkpoint, or its exported adapter where there is no checkpoint."""
+    """Return what was attacked: the run's last checkpoint, its exported adapter, or a file trained elsewhere.
+
+    Raises:
+        InputError: the record of a file trained elsewhere cannot be read.
+    """
     path = run.last_checkpoint()
     if path is None and run.adapter.is_dir():
         path = next(iter(sorted(run.adapter.glob("*.safetensors"))), None)
-    if path is None:
+    if path is not None:
+        return Checkpoint(
+            path=path.relative_to(run.path).as_posix(), sha256=file_hash(path), n_bytes=path.stat().st_size
+        )
+    if not run.foreign.is_file():
         return None
-    return Checkpoint(path=path.relative_to(run.path).as_posix(), sha256=file_hash(path), n_bytes=path.stat().st_size)
+    try:
+        seen = json.loads(run.foreign.read_text(encoding="utf-8"))
+        # the name alone: folders tell of people and machines
+        return Checkpoint(path=Path(seen["path"]).name, sha256=seen["sha256"], n_bytes=seen["n_bytes"])
+    except (ValueError, KeyError, TypeError) as wrong:
+        raise InputError(f"{run.foreign} cannot be read; delete it and audit the checkpoint again.") from wrong
 
 
 def key_fingerprints(run: RunFolder, defended: bool) -> tuple[dict[str, str], list[str]]:
@@ -74,6 +87,11 @@ def key_fingerprints(run: RunFolder, defended: bool) -> tuple[dict[str, str], li
         defended: Whether it has defences; the file is not opened where it has none.
     """
     path = run.last_checkpoint()
+    if path is None and run.foreign.is_file():
+        return {}, [
+            "The model was trained elsewhere: its settings, its defences and who is a member are what the auditor's "
+            "configuration says."
+        ]
     if path is None:
         return {}, ["There is no checkpoint in the run's folder, so that the weights that were attacked are not named."]
     if not defended:
