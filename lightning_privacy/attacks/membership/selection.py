@@ -28,6 +28,8 @@ class FittedAttack:
         fit_auroc: Cross-validated AUROC on the fit records, with the sign chosen inside each fold.
         threshold: Cut of the highest balanced accuracy of the cross-validated scores.
         converged: What `MembershipAttack.fit` said of the fit on all records.
+        pooled_auroc: AUROC over the fit records of all folds together; decides between attacks of equal ``fit_auroc``,
+            of which few records leave many.
     """
 
     attack: MembershipAttack
@@ -35,6 +37,7 @@ class FittedAttack:
     fit_auroc: float
     threshold: float
     converged: bool
+    pooled_auroc: float = 0.5
 
     def score(self, signals: Signals) -> Float[Tensor, " records"]:
         """Return the oriented score, higher = more member-like."""
@@ -98,11 +101,12 @@ def fit_attack(
     final, sign, converged = _fitted(attack, members, nonmembers, seed)
     if not _learns(attack):  # then its scores on all fit records are as honest as those of a fold, and more of them
         held_scores = tuple(sign * final.score(x).double() for x in (members, nonmembers))
-    return FittedAttack(final, sign, sum(fold_aurocs) / folds, fit_threshold(*held_scores), converged)
+    threshold, pooled = fit_threshold(*held_scores), auroc(*held_scores)
+    return FittedAttack(final, sign, sum(fold_aurocs) / folds, threshold, converged, pooled)
 
 
 def strongest(fitted: Mapping[str, FittedAttack]) -> str:
-    """Return the name of the attack of the highest cross-validated AUROC on fit data; the first among equals."""
+    """Return the name of the attack of the highest cross-validated AUROC on fit data."""
     if not fitted:
         raise InputError("There is no attack to choose from; name at least one.")
-    return max(fitted, key=lambda name: fitted[name].fit_auroc)
+    return max(fitted, key=lambda name: (fitted[name].fit_auroc, fitted[name].pooled_auroc))

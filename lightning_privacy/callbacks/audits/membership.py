@@ -6,6 +6,7 @@ from typing import Any
 import lightning.pytorch as L
 
 from lightning_privacy.attacks.membership.registry import build_attack
+from lightning_privacy.callbacks.audits.boundary_signals import BOUNDARY_QUERIES
 from lightning_privacy.callbacks.audits.evidence import adaptive_attacks, defences_of
 from lightning_privacy.callbacks.audits.life_cycle import ResultAudit
 from lightning_privacy.callbacks.audits.membership_audit import (
@@ -50,6 +51,7 @@ class MembershipAudit(ResultAudit):
         bootstrap: Resamples behind each 95 % interval.
         batch_size: Records at once; the datamodule's own if not given.
         queries: Views of each picture that a classifier is asked about: the picture, its mirror image, shifts.
+        boundary_queries: Label queries a record of the attack ``boundary_distance``, which runs only where it is named.
         shadows: Shadow models to train for the attacks that compare with models whose training records are known (LiRA,
             RMIA), an even number; 0 for none. They are trained as the audited model was, once training has ended, and
             kept in ``shadows`` of the run's folder. Attacks that need them run on the final model alone.
@@ -76,6 +78,7 @@ class MembershipAudit(ResultAudit):
         bootstrap: int = 2000,
         batch_size: int | None = None,
         queries: int = 1,
+        boundary_queries: int = BOUNDARY_QUERIES,
         shadows: int = 0,
         shadow_build: str | Any | None = None,
         shadow_folder: str | None = None,
@@ -85,13 +88,15 @@ class MembershipAudit(ResultAudit):
         for name in attacks or []:
             build_attack(name)
         check_count(shadows)
-        if attacks == [] or draws < 1 or bootstrap < 0 or timesteps == [] or (every_n_epochs or 1) < 1:
+        numbers = draws >= 1 and bootstrap >= 0 and (every_n_epochs or 1) >= 1 and boundary_queries >= 1
+        if attacks == [] or timesteps == [] or not numbers:
             raise InputError(
-                "MembershipAudit needs at least one attack, draws >= 1, bootstrap >= 0, timesteps (or none given) and "
-                f"every_n_epochs >= 1, but got attacks={attacks}, draws={draws}, bootstrap={bootstrap}, "
-                f"timesteps={timesteps}, every_n_epochs={every_n_epochs}."
+                "MembershipAudit needs at least one attack, draws, boundary_queries and every_n_epochs >= 1, bootstrap "
+                f">= 0 and timesteps (or none given), but got {attacks=}, {draws=}, {boundary_queries=}, "
+                f"{every_n_epochs=}, {bootstrap=}, {timesteps=}."
             )
-        self.attacks, self.queries, self.error_fn = attacks, queries, error_fn
+        self.attacks, self.queries, self.boundary_queries = attacks, queries, boundary_queries
+        self.error_fn = error_fn
         self.draws, self.timesteps, self.seed = draws, timesteps, seed
         self.bootstrap, self.batch_size = bootstrap, batch_size
         self.shadows, self.shadow_build, self.shadow_folder = shadows, shadow_build, shadow_folder
@@ -111,7 +116,7 @@ class MembershipAudit(ResultAudit):
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Check the module's protocols, which a mixin or ``configure_model`` may have supplied by now."""
-        available = available_signals(pl_module, self.error_fn) | self._from_shadows
+        available = available_signals(pl_module, self.error_fn, costly=True) | self._from_shadows
         for attack in self._chosen(trainer, pl_module, self._from_shadows)[0]:
             lacking = set(attack.requires) - available
             if lacking:
@@ -140,6 +145,7 @@ class MembershipAudit(ResultAudit):
             error_fn=self.error_fn,
             cache=self._cache,
             queries=self.queries,
+            boundary_queries=self.boundary_queries,
             shadows=evidence,
             model=AuditedModel(
                 trainer.global_step, epoch, defences, notes, {"shadows": self.shadows} if shadows else None

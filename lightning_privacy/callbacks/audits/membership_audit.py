@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lightning_privacy.attacks.membership.registry import MEMBERSHIP_ATTACKS, build_attack
 from lightning_privacy.attacks.membership.selection import FittedAttack, fit_attack, strongest
+from lightning_privacy.callbacks.audits.boundary_signals import BOUNDARY_QUERIES
 from lightning_privacy.callbacks.audits.draw_plan import DrawPlan
 from lightning_privacy.callbacks.audits.evidence import result_notes
 from lightning_privacy.callbacks.audits.shadow_signals import SHADOW_FIELDS, Evidence, with_shadows
@@ -96,6 +97,7 @@ def audit_membership(
     error_fn: ErrorFunction | str | None = None,
     cache: ReferenceCache | None = None,
     queries: int = 1,
+    boundary_queries: int = BOUNDARY_QUERIES,
     shadows: Evidence | None = None,
     model: AuditedModel | None = None,
 ) -> list[AttackResult]:
@@ -117,6 +119,7 @@ def audit_membership(
             `per_sample_error`.
         cache: Keeps reference signals between audits of one run.
         queries: Views of each record that a classifier is asked about, the raw one first; see `query_views`.
+        boundary_queries: Label queries a record, for an attack on the distance from the decision boundary.
         shadows: What shadow models say of the records, for the attacks that need them; under the same views.
         model: What the results say about the model.
 
@@ -133,6 +136,7 @@ def audit_membership(
     check_roles(split, ROLES, "A membership audit")
     requires = {field for attack in chosen for field in attack.requires}
     given = SHADOW_FIELDS if shadows is not None else frozenset()
+    spent: dict[str, Tensor] = {}
     signals = compute_signals(
         module,
         split,
@@ -143,11 +147,22 @@ def audit_membership(
         error_fn=error_fn,
         cache=cache,
         queries=queries,
+        boundary_queries=boundary_queries,
+        label_queries=spent,
     )
     if shadows is not None:
         signals = with_shadows(signals, shadows)
     about = model or AuditedModel()
-    return on_rank_zero(lambda: _attack(chosen, signals, split.split_hash, seed, bootstrap, about))
+    results = on_rank_zero(lambda: _attack(chosen, signals, split.split_hash, seed, bootstrap, about))
+    searched = {attack.name for attack in chosen if "boundary_distance" in attack.requires}
+    return [_with_cost(result, boundary_queries, spent) if result.attack in searched else result for result in results]
+
+
+def _with_cost(result: AttackResult, budget: int, spent: Mapping[str, Tensor]) -> AttackResult:
+    """Return the result with what it cost, which decides whether a service would have answered."""
+    every = torch.cat(list(spent.values()))
+    cost = {"budget": budget, "mean": float(every.double().mean()), "most": int(every.max())}
+    return replace(result, extra={**result.extra, "label_queries": cost})
 
 
 def _attack(

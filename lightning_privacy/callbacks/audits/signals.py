@@ -8,8 +8,16 @@ import lightning.pytorch as L
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
+from lightning_privacy.callbacks.audits.boundary_signals import (
+    BOUNDARY_QUERIES,
+    STARTS_ROLE,
+    Starts,
+    find_starts,
+    role_distances,
+)
 from lightning_privacy.callbacks.audits.class_scores import class_scores
 from lightning_privacy.callbacks.audits.draw_plan import DrawPlan, draws_itself
 from lightning_privacy.callbacks.audits.shadow_signals import SHADOW_FIELDS
@@ -37,8 +45,15 @@ _SNIPPET = """    def per_sample_error(self, batch, draw=None):
         return torch.nn.functional.cross_entropy(self(x), y, reduction="none")"""
 
 
-def available_signals(module: Any, error_fn: ErrorFunction | str | None = None) -> set[str]:
-    """Return the fields of `Signals` that a module can give."""
+def available_signals(module: Any, error_fn: ErrorFunction | str | None = None, *, costly: bool = False) -> set[str]:
+    """Return the fields of `Signals` that a module can give.
+
+    Args:
+        module: The module.
+        error_fn: See `compute_signals`.
+        costly: With those that take many hundred queries a record (``boundary_distance``), which nobody should get who
+            has not asked for an attack by name.
+    """
     found: set[str] = set()
     if error_fn is not None or callable(getattr(module, "per_sample_error", None)):
         found |= set(_FROM_ERROR)
@@ -46,6 +61,8 @@ def available_signals(module: Any, error_fn: ErrorFunction | str | None = None) 
             found |= set(_FROM_ERROR.values())
     if callable(getattr(module, "logits", None)):
         found |= {"logits", "labels"}
+        if costly:
+            found.add("boundary_distance")
     if callable(getattr(module, "embedding", None)):
         found.add("embedding")
     return found
@@ -69,6 +86,8 @@ def compute_signals(
     error_fn: ErrorFunction | str | None = None,
     cache: ReferenceCache | None = None,
     queries: int = 1,
+    boundary_queries: int = BOUNDARY_QUERIES,
+    label_queries: dict[str, Tensor] | None = None,
 ) -> dict[str, Signals]:
     """Observe the records of some roles on fixed draws; ranks share the work and all get everything.
 
@@ -85,23 +104,38 @@ def compute_signals(
             `per_sample_error`.
         cache: Filled with, and read for, the reference signals. Only for one plan and one base model.
         queries: Views of each record whose class scores are observed, see `query_views`.
+        boundary_queries: Predicted classes that the search for ``boundary_distance`` may ask for, a record; searches
+            start from the split's ``attack_nonmember``; what they find is a function of the plan's seed and the role's
+            records.
+        label_queries: Filled with the number of them that each record took, by role, where distances were measured.
 
     Returns:
         The signals of each role, on the CPU, records in the order of the role.
 
     Raises:
-        InputError: class scores are not one row a record, or more views are asked for than there are.
+        InputError: class scores are not one row a record, more views are asked for than there are, or no search for the
+            decision boundary can start.
         MissingProtocolError: the module cannot give one of the fields.
         SplitError: a loader does not yield the records of its role.
     """
-    missing = set(requires) - available_signals(module, error_fn)
+    missing = set(requires) - available_signals(module, error_fn, costly=True)
     if missing:
         raise missing_signals(module, missing)
     observer = _Observer(
         module, set(requires), plan or DrawPlan(), import_object(error_fn), {} if cache is None else cache, queries
     )
     with untouched(module):
-        return {role: observer.role(split, role, batch_size) for role in roles}
+        if "boundary_distance" in requires:
+            records = sum(len(role_indices(split, role)) for role in roles)
+            rank_zero_info(
+                f"Measuring distances from the decision boundary: at most {boundary_queries} label queries for each of "
+                f"{records} records, from starts in `{STARTS_ROLE}`."
+            )
+            observer.boundary = find_starts(module, split, observer.plan.seed), boundary_queries
+        signals = {role: observer.role(split, role, batch_size) for role in roles}
+    if label_queries is not None:
+        label_queries.update(observer.label_queries)
+    return signals
 
 
 def missing_signals(module: Any, fields: Collection[str], attack: str = "") -> MissingProtocolError:
@@ -126,10 +160,15 @@ def missing_signals(module: Any, fields: Collection[str], attack: str = "") -> M
         return MissingProtocolError(
             f"{party} needs shadow models. Give the audit a number of them (`shadows: 16`), or leave the attack out."
         )
+    if "boundary_distance" in fields and callable(getattr(module, "logits", None)):
+        return MissingProtocolError(
+            f"{party} needs many hundred label queries a record, which are made only where an attack is asked for by "
+            "name. Name it in `MembershipAudit(attacks=[...])`, or leave it out."
+        )
     if "boundary_distance" in fields:
         return MissingProtocolError(
-            f"{party} needs thousands of label queries a record, which an audit does not make. Measure the distances by "
-            "`lightning_privacy.attacks.membership.boundary.boundary_distance`, put them into `Signals`, and attack those."
+            f"{party} needs the predicted classes of `{name}`, but it has no `logits(batch)`. Add it, returning one row "
+            "of class scores a record, or leave the attack out."
         )
     return MissingProtocolError(f"{party} needs {', '.join(sorted(fields))}, but `{name}` has no such method.")
 
@@ -150,6 +189,8 @@ class _Observer:
         self.error_fn = error_fn
         self.plan = plan
         self.fitted = False
+        self.boundary: tuple[Starts, int] | None = None  # and the budget of a record
+        self.label_queries: dict[str, Tensor] = {}
 
     def role(self, split: Any, role: str, batch_size: int | None) -> Signals:
         indices = role_indices(split, role)
@@ -168,6 +209,10 @@ class _Observer:
             raise SplitError(f"The loader of the role `{role}` yields {seen} records, but the role has {len(indices)}.")
         rows = gather_parts(parts)
         fields = {name: torch.cat([row[name] for row in rows]) for name in (rows[0] if rows else {})}
+        if self.boundary is not None and indices:
+            starts, budget = self.boundary
+            search = role_distances(self.module, split, role, starts, seed=self.plan.seed, queries=budget)
+            fields["boundary_distance"], self.label_queries[role] = search.distance, search.queries
         schedule = None if draws_itself(self.module) else self.plan.schedule()
         return Signals(every_id, timesteps=schedule, **fields)
 
