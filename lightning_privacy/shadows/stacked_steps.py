@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from lightning_privacy.shadows.refusals import CannotStack
 from lightning_privacy.shadows.stacked_batches import refill
+from lightning_privacy.shadows.stacked_layout import ChannelsTogether
 
 __all__ = ["StackedModels", "clip_each"]
 
@@ -84,7 +85,8 @@ class StackedModels:
                 parameters, buffers, refill(form, iter(tensors))
             )
 
-        with self.arithmetic():
+        on_cpu = next(iter(parameters.values())).device.type == "cpu"
+        with self.arithmetic(), ChannelsTogether() if on_cpu else nullcontext():
             # Random numbers of a stack are others than those of each model alone: "error" refuses them.
             return vmap(one, randomness="error")(parameters, buffers, tensors)
 

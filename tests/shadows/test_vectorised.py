@@ -1,5 +1,7 @@
 """Training at once is training one after the other, only faster: same batches, losses and weights."""
 
+from contextlib import nullcontext
+
 import lightning.pytorch as L
 import pytest
 import torch
@@ -13,6 +15,7 @@ from lightning_privacy.shadows import ShadowPool
 from lightning_privacy.shadows import vectorised as vectorised_file
 from lightning_privacy.shadows.sequential import copied_state, shadow_trainer, training_seed
 from lightning_privacy.shadows.stacked_batches import StackedBatches, only_tensors
+from lightning_privacy.shadows.stacked_layout import ChannelsTogether
 from lightning_privacy.shadows.stacked_steps import clip_each
 from lightning_privacy.shadows.vectorised import Job, train_stacked
 from lightning_privacy.testing.toy_data import ToyImages, _Discs
@@ -61,6 +64,18 @@ class Tiny(L.LightningModule):
         else:
             schedule = torch.optim.lr_scheduler.ExponentialLR(made, 0.5)
         return {"optimizer": made, "lr_scheduler": {"scheduler": schedule, "interval": self.schedule}}
+
+
+class Pooled(Tiny):
+    """Every kind of convolution and pool that a stack computes in a layout of its own."""
+
+    def __init__(self, seed):
+        super().__init__(seed=seed)
+        self.net = nn.Sequential(
+            *(nn.Conv2d(3, 6, 3, padding="same"), nn.ReLU(), nn.MaxPool2d(3, 2, 1, ceil_mode=True)),
+            *(nn.Conv2d(6, 8, 3, stride=2, padding=2, dilation=2, groups=2, bias=False), nn.AvgPool2d(2, 1)),
+            *(nn.Conv2d(8, 8, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)),
+        )
 
 
 class Hooked(Tiny):
@@ -137,6 +152,33 @@ def _compare(build, tmp_path, trainer=TRAINER, data=ToyImages, count=4, toleranc
 def test_losses_and_weights_are_those_of_single_training(tmp_path, optimizer):
     jobs = _compare(lambda seed: (Tiny(optimizer, seed), []), tmp_path)
     assert {len(job.split.roles["member"]) % 8 for job in jobs} == {6}
+
+
+def test_convolutions_and_pools_of_a_stack_are_those_of_single_training(tmp_path):
+    _compare(lambda seed: (Pooled(seed), []), tmp_path)
+
+
+def test_convolutions_and_pools_together_have_the_gradients_of_vmap():
+    draw = torch.Generator().manual_seed(0)
+    images, kernels, bias = (
+        torch.randn(*shape, generator=draw, dtype=torch.float64).requires_grad_()
+        for shape in ((3, 5, 4, 9, 9), (3, 6, 2, 3, 3), (3, 6))
+    )
+    shared = torch.randn(6, 6, 3, 3, generator=draw, dtype=torch.float64).requires_grad_()
+
+    def one(images, kernels, bias):
+        found = F.max_pool2d(F.conv2d(images, kernels, bias, padding=1, groups=2).relu(), 2)
+        # Kernels and biases that all models share, beside each model's own.
+        found = F.conv2d(found, shared, bias)
+        return found.square().mean() + F.avg_pool2d(F.conv2d(shared, shared, padding=2), 2).square().mean()
+
+    found = []
+    for layout in (ChannelsTogether(), nullcontext()):
+        with layout:
+            losses = torch.func.vmap(one)(images, kernels, bias)
+        found.append([losses, *torch.autograd.grad(losses.sum(), (images, kernels, bias, shared))])
+    for mine, vmaps in zip(*found, strict=True):
+        torch.testing.assert_close(mine, vmaps)
 
 
 def test_last_batches_of_different_sizes_go_together(tmp_path):
