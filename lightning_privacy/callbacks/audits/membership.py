@@ -8,6 +8,7 @@ import lightning.pytorch as L
 from lightning_privacy.attacks.membership.registry import build_attack
 from lightning_privacy.callbacks.audits.boundary_signals import BOUNDARY_QUERIES
 from lightning_privacy.callbacks.audits.evidence import adaptive_attacks, defences_of
+from lightning_privacy.callbacks.audits.exposed_records import check_exposed_records, log_exposed_records
 from lightning_privacy.callbacks.audits.life_cycle import ResultAudit
 from lightning_privacy.callbacks.audits.membership_audit import (
     ROLES,
@@ -58,6 +59,9 @@ class MembershipAudit(ResultAudit):
         shadow_build: Function seed -> (a new module, its defences), or its import path; from a recipe the command line
             fills it in.
         shadow_folder: Where shadow models are kept and looked for, if not in the run's folder.
+        exposed: How many of the members that the strongest attack recognises best W&B shows as a table with their
+            pictures, of the final model; 0 for none. It hands training pictures, of the very people whom the model
+            protects least, to whoever reads the W&B project: for public data, or readers with a right to it.
         error_fn: Import path of a function (module, batch, draw) -> error of each sample, for a module without
             ``per_sample_error``.
 
@@ -82,6 +86,7 @@ class MembershipAudit(ResultAudit):
         shadows: int = 0,
         shadow_build: str | Any | None = None,
         shadow_folder: str | None = None,
+        exposed: int = 0,  # chosen here: training pictures leave the machine only where somebody asks for it
         error_fn: str | Any | None = None,
     ) -> None:
         super().__init__(every_n_epochs, at_end)
@@ -100,6 +105,7 @@ class MembershipAudit(ResultAudit):
         self.draws, self.timesteps, self.seed = draws, timesteps, seed
         self.bootstrap, self.batch_size = bootstrap, batch_size
         self.shadows, self.shadow_build, self.shadow_folder = shadows, shadow_build, shadow_folder
+        self.exposed = exposed
         self.extra_attacks: Sequence[MembershipAttack] = ()
         """Further attack objects, for use from Python."""
         self._cache: ReferenceCache = {}
@@ -121,11 +127,12 @@ class MembershipAudit(ResultAudit):
             lacking = set(attack.requires) - available
             if lacking:
                 raise missing_signals(pl_module, lacking, attack.name)
+        check_exposed_records(trainer, find_split(trainer, "MembershipAudit"), self.exposed)
 
     @property
     def final_adds(self) -> bool:
-        """Whether attacks with shadow models, which run on the final model alone, are still to come."""
-        return bool(self.shadows)
+        """Whether shadow models or the table of exposed records, which the final model alone gets, are still to come."""
+        return bool(self.shadows or self.exposed)
 
     def measure(self, trainer: L.Trainer, module: L.LightningModule, epoch: int, final: bool) -> list[AttackResult]:
         """Run the attacks, on the final model those with shadow models too, which are trained for ``epoch`` epochs."""
@@ -133,9 +140,10 @@ class MembershipAudit(ResultAudit):
         attacks, notes = self._chosen(trainer, module, self._from_shadows if shadows else frozenset())
         evidence = train_and_observe(self.shadow_pool(trainer, epoch), self.queries) if shadows else None
         defences = tuple(defence.name for defence in defences_of(trainer))
-        return audit_membership(
+        split = find_split(trainer, "MembershipAudit")
+        results = audit_membership(
             module,
-            find_split(trainer, "MembershipAudit"),
+            split,
             attacks,
             timesteps=self.timesteps,
             draws=self.draws,
@@ -151,6 +159,9 @@ class MembershipAudit(ResultAudit):
                 trainer.global_step, epoch, defences, notes, {"shadows": self.shadows} if shadows else None
             ),
         )
+        if final:
+            log_exposed_records(trainer, split, results, self.exposed, batch_size=self.batch_size)
+        return results
 
     def result_names(self, trainer: L.Trainer, module: L.LightningModule) -> set[str]:
         """Return the names of the attacks that `audit` would run."""

@@ -27,12 +27,13 @@ from lightning_privacy.core.results import AttackResult, MembershipAttack, Signa
 from lightning_privacy.errors import InputError
 from lightning_privacy.metrics.membership import membership_metrics, roc_curve
 
-__all__ = ["ROLES", "AuditedModel", "audit_membership", "choose_attacks"]
+__all__ = ["MOST_SCORES", "ROLES", "AuditedModel", "audit_membership", "choose_attacks"]
 
 ROLES = ("aux_member", "attack_nonmember", "eval_member", "holdout")
 """Fitted on: the first two; evaluated on: the last two."""
 
-_MOST_SCORES = 5000  # records a side whose scores are kept in the result for pooling and paired comparisons
+MOST_SCORES = 5000
+"""Records a side up to which a result keeps the score of each, for pooling and paired comparisons."""
 
 
 @dataclass(frozen=True)
@@ -222,7 +223,7 @@ def _extra(
     }
     if fit_members.timesteps is not None:
         extra["timesteps"] = fit_members.timesteps.unique().tolist()
-    if max(len(s) for s in scores) <= _MOST_SCORES:
+    if max(len(s) for s in scores) <= MOST_SCORES:
         extra |= {f"{side}_scores": _plain(s) for side, s in zip(("member", "nonmember"), scores, strict=True)}
     return extra
 
