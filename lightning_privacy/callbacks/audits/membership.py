@@ -140,10 +140,9 @@ class MembershipAudit(ResultAudit):
         attacks, notes = self._chosen(trainer, module, self._from_shadows if shadows else frozenset())
         evidence = train_and_observe(self.shadow_pool(trainer, epoch), self.queries) if shadows else None
         defences = tuple(defence.name for defence in defences_of(trainer))
-        split = find_split(trainer, "MembershipAudit")
-        results = audit_membership(
+        return audit_membership(
             module,
-            split,
+            find_split(trainer, "MembershipAudit"),
             attacks,
             timesteps=self.timesteps,
             draws=self.draws,
@@ -159,8 +158,12 @@ class MembershipAudit(ResultAudit):
                 trainer.global_step, epoch, defences, notes, {"shadows": self.shadows} if shadows else None
             ),
         )
-        if final:
-            log_exposed_records(trainer, split, results, self.exposed, batch_size=self.batch_size)
+
+    def audit(self, trainer: L.Trainer, module: L.LightningModule, epoch: int) -> list[AttackResult]:
+        """Audit as every audit does, then show the most exposed records where asked to."""
+        results = super().audit(trainer, module, epoch)
+        split = find_split(trainer, "MembershipAudit")
+        log_exposed_records(trainer, split, results, self.exposed, batch_size=self.batch_size)
         return results
 
     def result_names(self, trainer: L.Trainer, module: L.LightningModule) -> set[str]:
