@@ -98,9 +98,10 @@ class MembershipAUROC(_ScoreMetric):
 
 
 class TPRAtFPR(_ScoreMetric):
-    """Largest true-positive rate at a false-positive rate of at most ``fpr``; `result` adds its exact interval.
+    """Largest true-positive rate at a false-positive rate of at most ``fpr``; `result` adds its interval.
 
-    ``compute`` is NaN where the non-members allow fewer than 10 false positives.
+    The interval accounts for the cut, see `tpr_at_fpr_interval`. ``compute`` is NaN where the non-members allow fewer
+    than 10 false positives.
 
     Args:
         fpr: False-positive rate in (0, 1).
@@ -139,6 +140,7 @@ class EpsilonLowerBound(_ScoreMetric):
         strategy: Where the cut comes from.
         delta: The delta at which epsilon is bounded, in [0, 1).
         seed: Of the halves of the strategy ``split``.
+        tests: How many attacks' bounds are looked at, so that all of them hold together (Bonferroni).
         **kwargs: See ``torchmetrics.Metric``.
 
     Example:
@@ -156,11 +158,12 @@ class EpsilonLowerBound(_ScoreMetric):
         strategy: ThresholdStrategy = "given",
         delta: float | int = 0,
         seed: int = 0,
+        tests: int = 1,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.strategy: ThresholdStrategy = strategy
-        self.threshold, self.delta, self.seed = threshold, delta, seed
+        self.threshold, self.delta, self.seed, self.tests = threshold, delta, seed, tests
 
     def _measure(self, member: Tensor, nonmember: Tensor) -> Measured:
-        return epsilon_lower_bound(member, nonmember, self.threshold, self.strategy, self.delta, self.seed)
+        return epsilon_lower_bound(member, nonmember, self.threshold, self.strategy, self.delta, self.seed, self.tests)

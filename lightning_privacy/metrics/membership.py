@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from lightning_privacy.core.results import Metric
 from lightning_privacy.errors import InputError
+from lightning_privacy.metrics.functional.binomial import clopper_pearson
 from lightning_privacy.metrics.functional.bootstrap import (
     Scores,
     Statistic,
@@ -18,7 +20,7 @@ from lightning_privacy.metrics.functional.bootstrap import (
     record_replicates,
     seed_replicates,
 )
-from lightning_privacy.metrics.functional.delong import delong_interval
+from lightning_privacy.metrics.functional.delong import delong_interval, one_way_interval
 from lightning_privacy.metrics.functional.epsilon import epsilon_lower_bound
 from lightning_privacy.metrics.functional.low_fpr import PRIORS, low_fpr_validity, ppv_at_priors, tpr_at_fpr_interval
 from lightning_privacy.metrics.functional.roc import (
@@ -52,6 +54,9 @@ FPRS = (0.05, 0.01, 0.001)
 _PPV_FPR = 0.01  # chosen here: the lowest of `FPRS` that audits of some thousand records can support
 
 
+_ALL_EQUAL = "all scores are equal, so that the attack tells no record from another: this clears no model"
+
+
 def null_auroc_sd(n_member: int, n_nonmember: int) -> float:
     """Return the standard deviation of an AUROC when scores say nothing (Mann-Whitney, no ties).
 
@@ -71,12 +76,17 @@ def membership_metrics(
     seed: int = 0,
     auroc_interval: Literal["bootstrap", "delong"] = "bootstrap",
     delta: float | int = 0,
+    tests: int = 1,
 ) -> dict[str, Metric]:
     """Return what an attack's scores on evaluation records amount to, each number with a 95 % interval.
 
-    AUROC, balanced accuracy and advantage have bootstrap intervals over records. TPR at FPR and PPV are counts above a
-    cut and have exact (Clopper-Pearson) ones; the interval of a TPR takes its cut as fixed, and so ignores that the
-    cut's false-positive rate, met on these non-members, is another one in the population.
+    AUROC, balanced accuracy and advantage have bootstrap intervals over records, or exact ones where all records fell the
+    same way: every resample would be like the records, and the interval a point. TPR at FPR and PPV are counts above a
+    cut and have exact ones, that of a TPR at least Clopper and Pearson's: it accounts for the cut, whose false-positive
+    rate is met on these non-members and another one in the population.
+
+    Scores that are all equal tell nothing apart. That may be the attack's failure (a saturated or rounded score) and
+    clears no model: every number but ``epsilon_lower`` is then marked invalid.
 
     Args:
         member: Scores of evaluation members, higher = more member-like; one-sided, the sign is not searched for here.
@@ -88,6 +98,7 @@ def membership_metrics(
         auroc_interval: ``delong`` replaces the bootstrap of the AUROC by DeLong's interval on the logit scale, which
             takes no resampling and is no point where members and non-members are apart.
         delta: The delta at which ``epsilon_lower`` is bounded, in [0, 1).
+        tests: Of how many attacks ``epsilon_lower`` is looked at, so that all their bounds hold together (Bonferroni).
 
     Returns:
         ``auroc``; ``tpr_at_fpr_<rate>`` (marked invalid where the rate allows fewer than 10 false positives; the value
@@ -97,7 +108,7 @@ def membership_metrics(
         bound, see `epsilon_lower_bound`: for records of one trained model customary, not a theorem).
 
     Raises:
-        InputError: a side is empty, a score is NaN, or a delta outside [0, 1).
+        InputError: a side is empty, a score is NaN, a delta outside [0, 1), or fewer than one test.
 
     Example:
         >>> found = membership_metrics(torch.arange(100.0) + 50, torch.arange(100.0), threshold=100, bootstrap=0)
@@ -115,12 +126,40 @@ def membership_metrics(
     found = _resampled((member, nonmember), points, resampled, bootstrap, seed)
     if auroc_interval == "delong":
         found["auroc"] = delong_interval(member, nonmember)
+    elif bootstrap and (exact := one_way_interval(member, nonmember)) is not None:
+        found["auroc"] = exact
+    if threshold is not None and bootstrap:
+        found |= _one_way_at_threshold(member, nonmember, threshold)
     found |= {f"tpr_at_fpr_{fpr:g}": tpr_at_fpr_interval(points, fpr) for fpr in fprs}
     if low_fpr_validity(_PPV_FPR, len(nonmember))[0]:
         found |= {f"ppv_at_prior_{p:g}": m for p, m in zip(PRIORS, ppv_at_priors(points, _PPV_FPR), strict=True)}
     if threshold is not None:
-        found["epsilon_lower"] = epsilon_lower_bound(member, nonmember, threshold, delta=delta)
+        found["epsilon_lower"] = epsilon_lower_bound(member, nonmember, threshold, delta=delta, tests=tests)
+    if len(points.thresholds) == 1:
+        found = {
+            name: metric if name == "epsilon_lower" else replace(metric, valid=False, reason=_ALL_EQUAL)
+            for name, metric in found.items()
+        }
     return {name: found[name] for name in sorted(found, key=_place)}
+
+
+def _one_way_at_threshold(member: Tensor, nonmember: Tensor, threshold: float | int) -> dict[str, Metric]:
+    """Return what is measured at the threshold with exact ends where each side lies on one side of it, else nothing."""
+    rates = [float((side >= threshold).double().mean()) for side in (member, nonmember)]
+    if any(0 < rate < 1 for rate in rates):
+        return {}
+    # Two rates, both ends of both: Bonferroni.
+    ends = [
+        clopper_pearson(round(rate * len(side)), len(side), 0.975)
+        for rate, side in zip(rates, (member, nonmember), strict=True)
+    ]
+    value = rates[0] - rates[1]
+    low, high = float(ends[0][0] - ends[1][1]), float(ends[0][1] - ends[1][0])
+    reason = "the threshold divides neither side's records; the interval is made of the exact ones of both rates"
+    return {
+        "balanced_accuracy": Metric((1 + value) / 2, (1 + low) / 2, (1 + high) / 2, reason=reason),
+        "advantage": Metric(value, low, high, reason=reason),
+    }
 
 
 def _resampled(
@@ -199,6 +238,14 @@ def paired_difference(
     return _over_seeds([list(pair) for pair in zip(first, second, strict=True)], statistic, bootstrap, seed)
 
 
+def _mean_of(metrics: Sequence[Metric]) -> Metric:
+    value, low, high = (
+        sum(ends) / len(metrics) for ends in zip(*((m.value, m.low, m.high) for m in metrics), strict=True)
+    )
+    constant = all("level with" in m.reason for m in metrics)
+    return Metric(value, low, high, valid=not constant, reason=_ALL_EQUAL if constant else metrics[0].reason)
+
+
 def _over_seeds(seeds: Sequence[Sequence[Scores]], statistic: Statistic, bootstrap: int, seed: int) -> Metric:
     if not seeds:
         raise InputError("There is no run to pool; give the scores of at least one seed.")
@@ -211,5 +258,10 @@ def _over_seeds(seeds: Sequence[Sequence[Scores]], statistic: Statistic, bootstr
     valid, reason = _validity(statistic, min(len(arms[0][1]) for arms in seeds))
     if not bootstrap:
         return Metric(mean, valid=valid, reason=reason)
+    if statistic == "auroc" and all(len(arms) == 1 for arms in seeds):
+        # Bonferroni over the seeds: where all intervals hold, so does their mean for the mean.
+        exact = [one_way_interval(*arms[0], 1 - 0.05 / len(seeds)) for arms in seeds]
+        if None not in exact:
+            return _mean_of([each for each in exact if each is not None])
     replicates = seed_replicates(seeds, function, bootstrap, torch.Generator().manual_seed(seed))
     return Metric(mean, *percentile_interval(replicates), valid, reason)

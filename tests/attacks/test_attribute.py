@@ -124,6 +124,28 @@ def test_the_prior_helps_where_the_model_alone_falls_short():
     assert joint.metrics["accuracy_member"].value > alone.metrics["accuracy_member"].value
 
 
+def test_the_prior_does_not_count_the_class_a_second_time():
+    # P(s = 1) = .8, y = s with probability .7, and a model that knows just that: the best guess by Bayes' rule is 1
+    def group(n, seed):
+        g = torch.Generator().manual_seed(seed)
+        sensitive = (torch.rand(n, generator=g) < 0.8).long()
+        labels = torch.where(torch.rand(n, generator=g) < 0.7, sensitive, 1 - sensitive)
+        return AttributeRecords(torch.randn(n, 2, generator=g), labels, sensitive)
+
+    members, others, population = (group(2000, seed) for seed in range(3))
+
+    def says(group):
+        p = torch.tensor([[0.7, 0.3], [0.3, 0.7]])
+        return lambda value: p[value].log().expand(len(group.labels), 2)
+
+    found = infer_from_confidence((says(members), says(others)), members, others, population, [0, 1], use_prior=True)
+    for side in ("member", "nonmember"):
+        assert found.metrics[f"accuracy_{side}"].value == pytest.approx(
+            found.metrics[f"majority_{side}"].value, abs=0.01
+        )
+    assert found.metrics["majority_member"].value > 0.78  # with the class counted twice it was .71
+
+
 def test_a_model_that_ignores_the_attribute_gives_the_majority_value():
     members, others = people(50, 0), people(50, 1)
     g = torch.Generator().manual_seed(2)

@@ -104,6 +104,30 @@ def test_groups_that_fit_into_memory_find_what_one_group_finds(monkeypatch):
     assert none.distance.shape == (0,)
 
 
+def test_what_a_record_is_given_does_not_depend_on_those_beside_it():
+    # of the companions beside it one lies by an island so small that steps overshoot it and are halved
+    def predict(x):
+        far = (x[:, 0] > 5).long()
+        smooth = (x[:, 1] > 0.5).long()
+        islands = ((x[:, 1:] - 0.9).abs().amax(1) < 0.02).long()
+        return torch.where(x[:, 0] > 5, far + islands + 1, smooth)
+
+    own = torch.tensor([[0.3, 0.1, 0.2]])
+    starts = torch.tensor([[0.3, 0.9, 0.2], [9.0, 0.9, 0.9], [9.0, 0.1, 0.1]])
+    beside = {
+        "another": ([0.2, 0.2, 0.4], 0),
+        "by an island": ([9.0, 0.1, 0.2], 2),
+        "misclassified": ([0.1, 0.2, 0.1], 3),
+    }
+    found = {}
+    for name, (picture, label) in beside.items():
+        images = torch.cat([own, torch.tensor([picture])])
+        found[name] = search(predict, images, torch.tensor([0, label]), queries=700, starts=starts, bounds=None)
+    halved = found["by an island"].queries[1] - found["another"].queries[1]
+    assert int(halved) > 0 and int(found["misclassified"].queries[1]) == 1
+    assert len({(float(x.distance[0]), int(x.queries[0])) for x in found.values()}) == 1
+
+
 def test_starts_of_the_attacker_are_used():
     def predict(x):
         return (x[:, 0] > 0.5).long()

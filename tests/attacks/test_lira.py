@@ -289,6 +289,17 @@ def test_what_cannot_be_used_is_named():
         LiraOnline(variance_floor=-1)
 
 
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_other_queries_than_those_fitted_on_are_refused(variant):
+    one, three = (gaussian_world(20, 8, 17, True, queries=queries) for queries in (1, 3))
+    attack = variant()
+    attack.fit(one, one)
+    with pytest.raises(InputError, match="fitted on 1 queries a record but is to score 3"):
+        attack.score(three)
+    with pytest.raises(InputError, match="3 queries a member but 1 a non-member"):
+        attack.fit(three, one)
+
+
 def test_the_median_is_an_attack_as_well_and_another_center_is_refused():
     four = roles(200, 8, 16, d=2.0)
     assert evaluated(LiraOnlineFixed(center="median"), four) > 0.75

@@ -77,6 +77,27 @@ def test_false_positive_rates_are_those_of_the_normal_on_unseen_nonmembers():
     assert attack.observed_fpr(0.05) == pytest.approx(0.05, abs=0.05)
 
 
+def test_the_tail_that_is_checked_is_the_one_that_is_scored():
+    def skewed(n, seed, shift=0.0):  # a long tail on the low side alone, where the members lie
+        g = torch.Generator().manual_seed(seed)
+        embedding = torch.randn(n, 4, generator=g)
+        phi = shift - torch.randn(n, generator=g).exp()
+        return Signals(
+            tuple(map(str, range(n))),
+            logits=torch.stack([phi, torch.zeros(n)], 1).unsqueeze(1),
+            labels=torch.zeros(n, dtype=torch.long),
+            embedding=embedding,
+        )
+
+    attack = QuantileRegression()
+    attack.fit(skewed(200, 0, -3.0), skewed(3000, 1))
+    assert attack.sign == -1
+    scores = attack.score(skewed(8000, 2))
+    for alpha, z in ((0.01, 2.3263), (0.001, 3.0902)):
+        assert attack.observed_fpr(alpha) == pytest.approx(float((scores > z).double().mean()), abs=0.01)
+    assert attack.observed_fpr(0.001) > 0.01  # the other tail has none
+
+
 def test_members_only_decide_the_side():
     nonmembers, seen = hard_and_easy(60, False, 0), hard_and_easy(20, False, 9)
     scores = []

@@ -203,6 +203,13 @@ def test_guesses_abstain_from_the_middle():
     assert guess_coins(scores, coins, 0.4) == CoinGuesses(2, 2, 6)
 
 
+def test_a_bound_needs_guesses_and_a_test():
+    with pytest.raises(InputError, match="0 and 0"):
+        strongest_epsilon([])
+    with pytest.raises(InputError, match="1 and 0"):
+        strongest_epsilon([CoinGuesses(4, 6, 6)], tests=0)
+
+
 def test_ties_are_broken_without_the_coins():
     coins = torch.arange(400) < 200
     right = [guess_coins(torch.zeros(400), coins, 1.0, seed).correct for seed in range(40)]

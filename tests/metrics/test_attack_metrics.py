@@ -21,6 +21,7 @@ CASES = [
     (MembershipAUROC, {}, delong_interval),
     (TPRAtFPR, {"fpr": 0.1}, lambda m, n: tpr_at_fpr_interval(operating_points(m, n), 0.1)),
     (EpsilonLowerBound, {"threshold": 1.0, "delta": 1e-3}, lambda m, n: epsilon_lower_bound(m, n, 1.0, delta=1e-3)),
+    (EpsilonLowerBound, {"threshold": 1.0, "tests": 9}, lambda m, n: epsilon_lower_bound(m, n, 1.0, tests=9)),
     (EpsilonLowerBound, {"strategy": "split"}, lambda m, n: epsilon_lower_bound(m, n, strategy="split")),
 ]
 

@@ -10,7 +10,7 @@ from scipy.stats import binom, rankdata
 from sklearn.metrics import roc_auc_score
 
 from lightning_privacy.errors import InputError
-from lightning_privacy.metrics.functional.delong import delong_covariance, delong_interval, placements
+from lightning_privacy.metrics.functional.delong import delong_covariance, delong_interval, one_way_interval, placements
 
 tied = st.lists(st.integers(-3, 3).map(float), min_size=2, max_size=12).map(torch.tensor)
 
@@ -103,6 +103,9 @@ def test_too_few_records_are_refused_or_said():
     single = delong_interval(torch.tensor([1.0]), torch.tensor([0.0, 2.0]))
     assert (single.value, single.low, single.high) == (0.5, None, None)
     assert "two members" in single.reason
+    above = delong_interval(torch.tensor([3.0]), torch.tensor([0.0, 2.0]))
+    assert (above.value, above.low, above.high) == pytest.approx((1.0, 0.025, 1.0))
+    assert one_way_interval(torch.tensor([1.0]), torch.tensor([0.0, 2.0])) is None
     with pytest.raises(InputError, match="1 and 2"):
         delong_covariance(torch.zeros(1, 1), torch.zeros(1, 2))
     with pytest.raises(InputError, match="NaN"):

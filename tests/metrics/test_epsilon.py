@@ -97,6 +97,28 @@ def test_correcting_for_all_cuts_costs_what_alpha_over_the_non_members_costs():
     assert found.value < epsilon_lower_bound(*apart, 200).value
 
 
+def test_the_bounds_of_all_attacks_on_one_model_hold_together():
+    # eighteen attacks on a mechanism that is (3, 0)-differentially private: how often is one bound above 3?
+    together = {1: 0, 18: 0}
+    for seed in range(40):
+        draws = [randomised_response(1000 * seed + k, 3.0, 400) for k in range(18)]
+        for tests in together:
+            together[tests] += any(epsilon_lower_bound(*each, 0.5, tests=tests).value > 3 for each in draws)
+    assert together[1] > 10
+    assert together[18] <= 5  # more has a probability of 1 % at the level of 95 %
+
+
+@pytest.mark.parametrize("strategy", ["given", "split", "bonferroni"])
+def test_several_tests_divide_alpha(strategy):
+    apart, cut = (torch.arange(200.0) + 1000, torch.arange(200.0)), 500 if strategy == "given" else None
+    n = 100 if strategy == "split" else 200
+    alpha = 0.05 / 18 / (200 if strategy == "bonferroni" else 1)
+    found = epsilon_lower_bound(*apart, cut, strategy, tests=18)
+    assert found.value == pytest.approx(epsilon_from_counts(n, n, 0, n, level=1 - alpha))
+    with pytest.raises(InputError, match="not of 0"):
+        epsilon_lower_bound(*apart, cut, strategy, tests=0)
+
+
 def test_halves_depend_on_the_seed_and_not_on_the_order_of_records():
     generator = torch.Generator().manual_seed(1)
     member, nonmember = torch.randn(300, generator=generator) + 2, torch.randn(300, generator=generator)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import binomtest, mannwhitneyu
+from scipy.stats import beta, binom, binomtest, mannwhitneyu
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 from sklearn.metrics import roc_curve as sklearn_roc_curve
 
@@ -13,7 +13,7 @@ from lightning_privacy.errors import InputError
 from lightning_privacy.metrics.functional.bootstrap import record_replicates
 from lightning_privacy.metrics.functional.delong import delong_interval
 from lightning_privacy.metrics.functional.epsilon import epsilon_lower_bound
-from lightning_privacy.metrics.functional.low_fpr import ppv_at_priors
+from lightning_privacy.metrics.functional.low_fpr import ppv_at_priors, tpr_at_fpr_interval, tpr_interval_on_roc
 from lightning_privacy.metrics.functional.roc import OperatingPoints, operating_points
 from lightning_privacy.metrics.membership import (
     auroc,
@@ -184,17 +184,60 @@ def test_the_worked_example_of_six_records():
     assert rates == pytest.approx({0: 2 / 3, 0.1: 2 / 3, 0.4: 1, 1: 1})
 
 
-def test_the_interval_of_a_tpr_is_the_exact_one_of_the_members_above_the_cut():
+def test_the_interval_of_a_tpr_is_that_of_the_hits_at_the_fewest_and_the_most_alarms_of_the_populations_cut():
     member, nonmember = normal(6, 1.5, 300, 2000)
+    ranked = nonmember.sort(descending=True).values
     for fpr, found in zip(
         (0.05, 0.01), list(membership_metrics(member, nonmember, bootstrap=0).values())[1:3], strict=True
     ):
-        cut = nonmember.sort(descending=True).values[int(fpr * 2000)]  # the highest score that must not be accused
-        hits = int((member > cut).sum())
-        expected = binomtest(hits, 300).proportion_ci(0.95, "exact")
+        fewest, most = int(binom.ppf(0.0125, 2000, fpr)), int(binom.isf(0.0125, 2000, fpr))
+        # k alarms at most: the highest score that must not be accused is the non-member of rank k, counted from 0
+        hits, few, many = (int((member > ranked[k]).sum()) for k in (int(fpr * 2000), fewest - 1, most))
+        assert few < hits < many
         assert found.value == hits / 300
-        assert (found.low, found.high) == pytest.approx(tuple(expected), abs=1e-9)
+        assert found.low == pytest.approx(beta.ppf(0.0125, few, 301 - few), abs=1e-9)
+        assert found.high == pytest.approx(beta.ppf(0.9875, many + 1, 300 - many), abs=1e-9)
         assert found.valid
+        fixed = binomtest(hits, 300).proportion_ci(0.95, "exact")
+        assert found.low < fixed.low < fixed.high < found.high
+        low, high = tpr_interval_on_roc(roc_curve(member, nonmember), 300, 2000, fpr)
+        assert found.low - 0.03 < low <= found.low < found.high <= high < found.high + 0.06
+
+
+def to_tenths(x):
+    return (10 * x).round() / 10
+
+
+@pytest.mark.parametrize(
+    ("scores_of", "members", "nonmembers", "fpr", "true"),
+    [
+        (lambda x: x, 200, 200, 0.05, 0.4424),  # P(N(1.5, 1) > 1.6449)
+        (lambda x: x, 1000, 1000, 0.01, 0.2043),
+        (to_tenths, 1000, 1000, 0.05, 0.4404),  # the cut 1.7: P(N(0, 1) >= 1.65) = .0495, P(N(1.5, 1) >= 1.65)
+    ],
+    ids=["5 %", "1 %", "with ties"],
+)
+def test_the_interval_of_a_tpr_covers_that_of_the_population_in_95_of_100_draws(
+    scores_of, members, nonmembers, fpr, true
+):
+    runs, inside, at_fixed_cut = 200, 0, 0
+    for seed in range(runs):
+        points = operating_points(*map(scores_of, normal(seed, 1.5, members, nonmembers)))
+        found = tpr_at_fpr_interval(points, fpr)
+        inside += found.low <= true <= found.high
+        fixed = binomtest(round(found.value * members), members).proportion_ci(0.95, "exact")
+        at_fixed_cut += fixed.low <= true <= fixed.high
+    assert inside >= 0.95 * runs - 6  # two standard deviations
+    assert at_fixed_cut < 0.8 * runs  # what taking the cut for known is worth
+
+
+def test_the_interval_of_a_tpr_stays_within_its_bounds_for_any_rate_and_few_records():
+    points = operating_points(torch.tensor([1.0, 3.0]), torch.tensor([0.0, 2.0]))
+    for fpr in (1e-6, 0.05, 0.4, 0.5, 0.999):
+        found = tpr_at_fpr_interval(points, fpr)
+        assert 0 <= found.low <= found.value <= found.high <= 1
+        assert not found.valid
+    assert tpr_at_fpr_interval(points, 0.05).low == 0
 
 
 def test_ppv_is_bayes_rule_at_one_per_cent_alarms_and_its_interval_covers():
@@ -236,6 +279,9 @@ def test_advantage_is_taken_at_the_fitted_threshold_and_epsilon_is_its_bound():
     assert (advantage.low, advantage.high) == pytest.approx((2 * accuracy.low - 1, 2 * accuracy.high - 1))
     assert found["epsilon_lower"] == epsilon_lower_bound(member, nonmember, 1.0)
     assert found["epsilon_lower"].value > 0.3
+    eighteen = membership_metrics(member, nonmember, threshold=1.0, bootstrap=0, delta=1e-5, tests=18)
+    assert eighteen["epsilon_lower"] == epsilon_lower_bound(member, nonmember, 1.0, delta=1e-5, tests=18)
+    assert eighteen["epsilon_lower"].value < found["epsilon_lower"].value
     stricter = membership_metrics(member, nonmember, threshold=1.0, bootstrap=0, delta=0.1)
     assert stricter["epsilon_lower"].value < found["epsilon_lower"].value
     without = membership_metrics(member, nonmember, bootstrap=0)
@@ -257,6 +303,11 @@ def test_constant_scores_are_chance_whatever_the_order(interval):
     values = {name: metric.value for name, metric in found.items()}
     assert values.pop("auroc") == values.pop("balanced_accuracy") == 0.5
     assert set(values.values()) == {0.0}
+    # it clears no model: a saturated score looks the same
+    assert {name for name, metric in found.items() if metric.valid} == {"epsilon_lower"}
+    assert all("all scores are equal" in metric.reason for name, metric in found.items() if name != "epsilon_lower")
+    assert found["auroc"].low == pytest.approx(0.025 ** (1 / 50) / 2) and found["auroc"].high > 0.5
+    assert found["advantage"].low < -0.05 and found["advantage"].high > 0
     # two kinds of scores, every order of the records: one set of numbers
     member, nonmember = torch.tensor([1.0, 1.0, 0.0]), torch.tensor([0.0, 1.0, 0.0, 0.0])
     orders = [
@@ -265,6 +316,26 @@ def test_constant_scores_are_chance_whatever_the_order(interval):
         for b in itertools.permutations(range(4))
     ]
     assert all(order == orders[0] for order in orders)
+
+
+def test_perfect_separation_is_no_certainty():
+    member, nonmember = torch.arange(30.0) + 100, torch.arange(80.0)
+    found = membership_metrics(member, nonmember, threshold=99.5, bootstrap=50)
+    assert found["auroc"] == delong_interval(member, nonmember)
+    assert (found["auroc"].low, found["auroc"].high) == pytest.approx((0.025 ** (1 / 30), 1.0))
+    # each rate two-sided at 97.5 %
+    low = 0.0125 ** (1 / 30) - (1 - 0.0125 ** (1 / 80))
+    assert (found["advantage"].low, found["advantage"].high) == pytest.approx((low, 1.0))
+    assert (found["balanced_accuracy"].low, found["balanced_accuracy"].high) == pytest.approx(((1 + low) / 2, 1.0))
+    assert all(found[name].valid for name in ("auroc", "advantage", "balanced_accuracy"))
+    reversed_ = membership_metrics(-member, -nonmember, threshold=-99.5, bootstrap=50)
+    assert (reversed_["auroc"].low, reversed_["auroc"].high) == pytest.approx((0.0, 1 - 0.025 ** (1 / 30)))
+    assert membership_metrics(member, nonmember, threshold=99.5, bootstrap=0)["auroc"].low is None
+    pooled = pool_over_seeds([(member, nonmember)] * 2, bootstrap=50)
+    assert (pooled.low, pooled.high) == pytest.approx((0.0125 ** (1 / 30), 1.0))
+    assert pooled.valid
+    constant = pool_over_seeds([(torch.ones(30), torch.ones(80))] * 2, bootstrap=50)
+    assert not constant.valid and constant.low < 0.5 < constant.high
 
 
 def test_a_rate_of_zero_is_supported_by_no_number_of_records():

@@ -31,8 +31,8 @@ def confidence_inference(
         scores_with: The model; called once a candidate.
         candidates: Values that the attribute can have, at least two, each once.
         labels: True classes.
-        log_prior: What the attacker thinks of the values beforehand, such as
-            `AttributeModel.log_probabilities` of an imputation.
+        log_prior: What the attacker thinks of the values without the class, such as
+            `AttributeModel.log_probabilities` of an imputation that does not read it; the model adds the class.
 
     Returns:
         The inferred values.

@@ -61,24 +61,29 @@ def infer_from_confidence(
         nonmembers: Others, not those of the population.
         population: The attacker's own records, none of them a member, for the imputation.
         candidates: Values that the attribute can have.
-        use_prior: Add the imputation's log probability to the model's: the stronger attack, whose own part is then only
-            what it gains over the imputation.
+        use_prior: Add the log probability of the value given what is known besides the class, log P(s | x), to the
+            model's log p(y | x, s): for a model that is calibrated the sum is the log posterior of the value, by Bayes'
+            rule. It is the stronger attack on such a model; where the model's confidence comes from memory, the prior
+            can outvote it. The imputation that is the baseline reads the class too; as a prior it would count the class
+            twice.
         seed: Of the imputation's fit and of the intervals.
         split_hash: sha256 of the split record.
 
     Source:
-        arXiv 1806.01246, arXiv 2012.03404; the baseline, arXiv 2209.01292.
+        arXiv 1806.01246, arXiv 2012.03404; the baseline, arXiv 2209.01292; the prior times the model's probability of the
+        class is the rule of Fredrikson et al., USENIX Security 2014.
     """
     classes = _classes(members, nonmembers, population)
     model = fit_attribute_model(population.features(classes), population.sensitive, candidates, seed)
+    prior = fit_attribute_model(population.known, population.sensitive, candidates, seed) if use_prior else None
     # Among values that tie the most frequent one wins.
     ordered = sorted(map(int, candidates), key=lambda value: value != model.majority)
     columns = [model.candidates.index(value) for value in ordered]
     guesses: list[Guesses] = []
     for scores, group in zip(scores_with, (members, nonmembers), strict=True):
-        log_prior = model.log_probabilities(group.features(classes))
-        said = confidence_inference(scores, ordered, group.labels, log_prior[:, columns] if use_prior else None)
-        guesses.append(Guesses(group.sensitive, said, torch.tensor(model.candidates)[log_prior.argmax(1)]))
+        log_prior = None if prior is None else prior.log_probabilities(group.known)[:, columns]
+        said = confidence_inference(scores, ordered, group.labels, log_prior)
+        guesses.append(Guesses(group.sensitive, said, model.infer(group.features(classes))))
     name = "attribute_confidence_prior" if use_prior else "attribute_confidence"
     access = "class probabilities for every value of the attribute, all other attributes and the true class"
     return attribute_result(
@@ -89,7 +94,7 @@ def infer_from_confidence(
         model.majority,
         seed=seed,
         split_hash=split_hash,
-        converged=model.converged,
+        converged=model.converged and (prior is None or prior.converged),
     )
 
 

@@ -24,6 +24,7 @@ class AveragedLoss:
     requires = frozenset({"loss"})
     access = "loss queries"
     learns = False
+    calibrates = False
 
     def fit(self, members: Signals, nonmembers: Signals, seed: int = 0) -> bool:
         """Fit nothing."""

@@ -53,7 +53,8 @@ def boundary_distance(
     HopSkipJump: start at the nearest known picture of another predicted class, and in turn (a) bisect towards the
     record until the boundary, (b) estimate the boundary's normal there from the predicted classes at random points on a
     small sphere, g = mean of (f_b - mean f) u_b with f_b = 1 outside the class and -1 inside, (c) step along g by
-    distance / sqrt(t), halved until outside. All records take the same steps together.
+    distance / sqrt(t), halved until outside. All records take the same steps together, each with as many directions as
+    if every one had needed all halvings: what a record is given does not depend on those searched for beside it.
 
     Args:
         predict: The model; called without gradients on at most ``batch_size`` pictures.
@@ -149,10 +150,13 @@ class _Search:
         """Return the smallest distance of all rounds that the budget allows."""
         length = (point - origin).norm(dim=1)
         best, step = length, 0
+        # Not what was spent, which halvings make differ: the record that needs most of them would cut the others short.
+        planned, fixed = 1 + self.bisections, _HALVINGS + self.bisections
         while True:
             step += 1
-            left = self.queries - int(counter.spent[active].max()) - self.bisections - _HALVINGS
+            left = self.queries - planned - fixed
             directions = min(int(self.first_directions * math.sqrt(step)), left)
+            planned += directions + fixed
             # With fewer directions a round is noise.
             if directions < min(10, self.first_directions):
                 return best
@@ -173,8 +177,9 @@ class _Search:
         generator: torch.Generator,
     ) -> Float[Tensor, "active dim"]:
         """Return the estimated direction in which the class is left (arXiv 1904.02144, with the mean subtracted)."""
-        u = torch.randn(*point[:, None].expand(-1, directions, -1).shape, generator=generator, device=generator.device)
-        u = u.to(point)
+        # Drawn for records that are misclassified too, so that a record's directions depend on its place alone.
+        shape = (len(counter.labels), directions, point.shape[1])
+        u = torch.randn(*shape, generator=generator, device=generator.device).to(point)[active]
         u /= u.norm(dim=2, keepdim=True)
         probes = self.clipped(point.unsqueeze(1) + radius.view(-1, 1, 1) * u)
         said = counter.outside(probes, active).double() * 2 - 1

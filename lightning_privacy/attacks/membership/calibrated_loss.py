@@ -35,6 +35,7 @@ class CalibratedLoss:
     requires = frozenset({"loss", "reference_loss"})
     access = "loss queries to the model and its public base"
     learns = False
+    calibrates = False
 
     def fit(self, members: Signals, nonmembers: Signals, seed: int = 0) -> bool:
         """Fit nothing."""

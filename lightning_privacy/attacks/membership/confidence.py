@@ -26,6 +26,7 @@ class ScaledConfidence:
     requires = frozenset({"logits", "labels"})
     access = "class probabilities of the record and of augmented copies"
     learns = False
+    calibrates = False
 
     def fit(self, members: Signals, nonmembers: Signals, seed: int = 0) -> bool:
         """Fit nothing."""

@@ -77,6 +77,7 @@ class BoundaryDistance:
     requires = frozenset({"boundary_distance"})
     access = "predicted classes of thousands of inputs a record"
     learns = False
+    calibrates = False
 
     def fit(self, members: Signals, nonmembers: Signals, seed: int = 0) -> bool:
         """Fit nothing."""

@@ -104,6 +104,7 @@ class _Lira:
     requires = SHADOW_SIGNALS
     access: str
     learns = False
+    calibrates = True
     online: bool
     least = 1  # shadows of a kind that each record needs
 
@@ -128,9 +129,16 @@ class _Lira:
             seed: Nothing is drawn.
 
         Raises:
-            InputError: the signals lack what the attack reads, or no record has an IN or an OUT shadow.
+            InputError: the signals lack what the attack reads, no record has an IN or an OUT shadow, or members and
+                non-members were observed under different numbers of queries.
         """
         both = [shadow_evidence(x, self.name, self.shadows) for x in (members, nonmembers)]
+        queries = [part.target.shape[1] for part in both]
+        if queries[0] != queries[1]:
+            raise InputError(
+                f"`{self.name}` was given {queries[0]} queries a member but {queries[1]} a non-member to fit on; observe "
+                "both with the same number of queries."
+            )
         self.pooled = {}
         for inside in (False, True) if self.online else (False,):
             variance = pooled_variance(both, inside, both[0] if inside else both[1])
@@ -146,12 +154,19 @@ class _Lira:
         """Return the log likelihood ratio (online) or the exceedance in standard deviations (offline) of each record.
 
         Raises:
-            InputError: the signals lack what the attack reads, or a record has too few IN or OUT shadows.
+            InputError: the signals lack what the attack reads, a record has too few IN or OUT shadows, or the queries
+                are not those fitted on.
             RuntimeError: `fit` was not called.
         """
         if not self.pooled:
             raise RuntimeError(f"{self.name}.score was called before fit; fit it on records of known membership.")
         evidence = shadow_evidence(signals, self.name, self.shadows)
+        fitted = len(self.pooled[False])
+        if evidence.target.shape[1] != fitted:
+            raise InputError(
+                f"`{self.name}` was fitted on {fitted} queries a record but is to score {evidence.target.shape[1]}; "
+                "observe both with the same number of queries."
+            )
         require_shadows(evidence, self.name, self.least if self.online else 0, self.least, self._remedy())
         mean_out, variance_out = self._normal(evidence, inside=False)
         if not self.online:

@@ -77,12 +77,12 @@ class QuantileRegression:
         self.heads = fit_gaussian_heads(self.features(inside), mean_confidence(inside, self.name))
         z = self._standardised(outside, self.heads)
         self.centre, self.scale = float(z.mean()), max(float(z.std()), 1e-12)
-        self.held = (z - self.centre) / self.scale
         self.sign = orientation(self._standardised(members, self.heads), z) if len(members) else 1
+        self.held = self.sign * (z - self.centre) / self.scale
         return True
 
     def observed_fpr(self, alpha: float) -> float:
-        """Return the share of the calibration non-members above the normal quantile of 1 - alpha.
+        """Return the share of the calibration non-members whose score exceeds the normal quantile of 1 - alpha.
 
         Centre and scale come from the same records, so the number judges the shape of the tail.
 

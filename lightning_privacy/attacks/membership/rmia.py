@@ -110,6 +110,7 @@ class _Rmia:
     requires = SHADOW_SIGNALS
     access: str
     learns = False
+    calibrates = True
     slope: float | int | None = None  # of p_IN in p_OUT; None where IN models are at hand
 
     def __init__(self, references: int | None, gamma: float | int, temperature: float | int, queries: Queries) -> None:

@@ -87,6 +87,9 @@ def strongest_epsilon(
     Returns:
         Epsilon, 0 where nothing is shown.
 
+    Raises:
+        InputError: no guesses, or fewer than one test.
+
     Example:
         >>> round(strongest_epsilon([CoinGuesses(90, 100, 100)]), 2)
         1.63
@@ -94,7 +97,13 @@ def strongest_epsilon(
     Source:
         arXiv 2305.08846, theorem 5.2.
     """
-    each = 1 - (1 - level) / (tests or len(guesses))
+    tests = len(guesses) if tests is None else tests
+    if not guesses or tests < 1:
+        raise InputError(
+            f"A bound on epsilon needs guesses at one share at least and counts as one test at least, but there are "
+            f"{len(guesses)} and {tests}; give `shares` such as {SHARES}."
+        )
+    each = 1 - (1 - level) / tests
     bounds = [
         one_run_epsilon(canaries=g.canaries, guesses=g.guesses, right=g.correct, delta=delta, level=each)
         for g in guesses

@@ -53,6 +53,7 @@ class MembershipAudit(ResultAudit):
         batch_size: Records at once; the datamodule's own if not given.
         queries: Views of each picture that a classifier is asked about: the picture, its mirror image, shifts.
         boundary_queries: Label queries a record of the attack ``boundary_distance``, which runs only where it is named.
+        delta: At which each attack's lower bound on epsilon is stated, corrected for the number of attacks.
         shadows: Shadow models to train for the attacks that compare with models whose training records are known (LiRA,
             RMIA), an even number; 0 for none. They are trained as the audited model was, once training has ended, and
             kept in ``shadows`` of the run's folder. Attacks that need them run on the final model alone.
@@ -83,6 +84,7 @@ class MembershipAudit(ResultAudit):
         batch_size: int | None = None,
         queries: int = 1,
         boundary_queries: int = BOUNDARY_QUERIES,
+        delta: float | int = 1e-5,  # what DP-SGD is usually stated at; 0 audits pure differential privacy
         shadows: int = 0,
         shadow_build: str | Any | None = None,
         shadow_folder: str | None = None,
@@ -93,16 +95,18 @@ class MembershipAudit(ResultAudit):
         for name in attacks or []:
             build_attack(name)
         check_count(shadows)
-        numbers = draws >= 1 and bootstrap >= 0 and (every_n_epochs or 1) >= 1 and boundary_queries >= 1
+        numbers = (
+            draws >= 1 and bootstrap >= 0 and (every_n_epochs or 1) >= 1 and boundary_queries >= 1 and 0 <= delta < 1
+        )
         if attacks == [] or timesteps == [] or not numbers:
             raise InputError(
                 "MembershipAudit needs at least one attack, draws, boundary_queries and every_n_epochs >= 1, bootstrap "
-                f">= 0 and timesteps (or none given), but got {attacks=}, {draws=}, {boundary_queries=}, "
-                f"{every_n_epochs=}, {bootstrap=}, {timesteps=}."
+                f">= 0, delta in [0, 1) and timesteps (or none given), but got {attacks=}, {draws=}, {boundary_queries=}, "
+                f"{every_n_epochs=}, {bootstrap=}, {delta=}, {timesteps=}."
             )
         self.attacks, self.queries, self.boundary_queries = attacks, queries, boundary_queries
         self.error_fn = error_fn
-        self.draws, self.timesteps, self.seed = draws, timesteps, seed
+        self.draws, self.timesteps, self.seed, self.delta = draws, timesteps, seed, delta
         self.bootstrap, self.batch_size = bootstrap, batch_size
         self.shadows, self.shadow_build, self.shadow_folder = shadows, shadow_build, shadow_folder
         self.exposed = exposed
@@ -153,6 +157,7 @@ class MembershipAudit(ResultAudit):
             cache=self._cache,
             queries=self.queries,
             boundary_queries=self.boundary_queries,
+            delta=self.delta,
             shadows=evidence,
             model=AuditedModel(
                 trainer.global_step, epoch, defences, notes, {"shadows": self.shadows} if shadows else None

@@ -99,6 +99,7 @@ def audit_membership(
     cache: ReferenceCache | None = None,
     queries: int = 1,
     boundary_queries: int = BOUNDARY_QUERIES,
+    delta: float | int = 1e-5,
     shadows: Evidence | None = None,
     model: AuditedModel | None = None,
 ) -> list[AttackResult]:
@@ -121,6 +122,7 @@ def audit_membership(
         cache: Keeps reference signals between audits of one run.
         queries: Views of each record that a classifier is asked about, the raw one first; see `query_views`.
         boundary_queries: Label queries a record, for an attack on the distance from the decision boundary.
+        delta: At which the lower bound on epsilon is stated, corrected for the number of attacks.
         shadows: What shadow models say of the records, for the attacks that need them; under the same views.
         model: What the results say about the model.
 
@@ -154,7 +156,7 @@ def audit_membership(
     if shadows is not None:
         signals = with_shadows(signals, shadows)
     about = model or AuditedModel()
-    results = on_rank_zero(lambda: _attack(chosen, signals, split.split_hash, seed, bootstrap, about))
+    results = on_rank_zero(lambda: _attack(chosen, signals, split.split_hash, seed, bootstrap, delta, about))
     searched = {attack.name for attack in chosen if "boundary_distance" in attack.requires}
     return [_with_cost(result, boundary_queries, spent) if result.attack in searched else result for result in results]
 
@@ -172,6 +174,7 @@ def _attack(
     split_hash: str,
     seed: int,
     bootstrap: int,
+    delta: float | int,
     model: AuditedModel,
 ) -> list[AttackResult]:
     fit_members, fit_nonmembers, members, nonmembers = (signals[role] for role in ROLES)
@@ -189,7 +192,14 @@ def _attack(
                 seed=seed,
                 split_hash=split_hash,
                 n=counts,
-                metrics=membership_metrics(*scores, threshold=each.threshold, bootstrap=bootstrap, seed=seed),
+                metrics=membership_metrics(
+                    *scores,
+                    threshold=each.threshold,
+                    bootstrap=bootstrap,
+                    seed=seed,
+                    delta=delta,
+                    tests=len(attacks),
+                ),
                 converged=each.converged,
                 strongest=name == winner,
                 fit_auroc=each.fit_auroc,
@@ -197,7 +207,11 @@ def _attack(
                 epoch=model.epoch,
                 roc=roc_curve(*scores),
                 created=datetime.now(UTC).isoformat(timespec="seconds"),
-                extra={**_extra(each, scores, fit_members, fit_nonmembers), **(model.extra or {})},
+                extra={
+                    **_extra(each, scores, fit_members, fit_nonmembers),
+                    "delta": float(delta),
+                    **(model.extra or {}),
+                },
             )
         )
     top = next(r for r in results if r.strongest)

@@ -12,7 +12,7 @@ from lightning_privacy.attacks.structural.canary_guesses import SHARES
 from lightning_privacy.callbacks.audits.life_cycle import ResultAudit
 from lightning_privacy.callbacks.audits.membership_audit import AuditedModel
 from lightning_privacy.callbacks.audits.split_access import check_roles, find_split
-from lightning_privacy.callbacks.canaries.canary_audit import FIT_ROLES, audit_canaries, chosen_attacks
+from lightning_privacy.callbacks.canaries.canary_audit import FIT_ROLES, audit_canaries, chosen_attacks, needs_fit
 from lightning_privacy.core.results import AttackResult, MembershipAttack
 from lightning_privacy.core.run_folder import RunFolder
 from lightning_privacy.errors import InputError, SplitError
@@ -93,8 +93,8 @@ class CanaryAudit(ResultAudit):
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Check the module's protocols, and write the coins into the run's folder before anything is trained."""
         data = self._data(trainer)
-        if any(getattr(a, "learns", True) for a in chosen_attacks(self._attacks(), pl_module, self.error_fn)):
-            check_roles(data, FIT_ROLES, "CanaryAudit with an attack that learns")
+        if any(map(needs_fit, chosen_attacks(self._attacks(), pl_module, self.error_fn))):
+            check_roles(data, FIT_ROLES, "CanaryAudit with an attack that learns or calibrates")
         path = RunFolder(trainer.default_root_dir).path / "canaries.json"
         # all ranks decide alike before rank zero writes
         there = trainer.strategy.broadcast(_written(path))

@@ -23,12 +23,26 @@ from lightning_privacy.callbacks.audits.signals import (
 from lightning_privacy.callbacks.audits.untouched import on_rank_zero
 from lightning_privacy.core.results import AttackResult, MembershipAttack, Metric
 from lightning_privacy.metrics.functional.bootstrap import percentile_interval, record_replicates
+from lightning_privacy.metrics.functional.delong import one_way_interval
 from lightning_privacy.metrics.functional.roc import OperatingPoints, auroc
 
-__all__ = ["FIT_ROLES", "audit_canaries", "canary_metrics", "chosen_attacks"]
+__all__ = ["FIT_ROLES", "audit_canaries", "canary_metrics", "chosen_attacks", "needs_fit"]
 
 FIT_ROLES = ("aux_member", "attack_nonmember")
-"""What attacks that learn are fitted on."""
+"""What attacks that learn or calibrate are fitted on."""
+
+
+def needs_fit(attack: MembershipAttack) -> bool:
+    """Return whether an attack keeps anything of the records that it is fitted on.
+
+    Only one that says ``learns = False`` and ``calibrates = False`` scores without a fit; an attribute that is missing
+    is taken to be true.
+
+    Example:
+        >>> needs_fit(build_attack("population"))
+        True
+    """
+    return bool(getattr(attack, "learns", True) or getattr(attack, "calibrates", True))
 
 
 def canary_metrics(
@@ -74,6 +88,8 @@ def canary_metrics(
     sides = scores[coins].double(), scores[~coins].double()
     if min(map(len, sides)) == 0:
         metrics["auroc"] = Metric(0.5, valid=False, reason="every coin fell on one side")
+    elif bootstrap and (exact := one_way_interval(*sides)) is not None:
+        metrics["auroc"] = exact
     else:
         interval: tuple[float | None, float | None] = (None, None)
         if bootstrap:
@@ -101,7 +117,7 @@ def audit_canaries(
 ) -> list[AttackResult]:
     """Score the canaries of a finished model by one or more attacks, guess their coins, bound epsilon.
 
-    Attacks that learn are fitted on ``aux_member`` against ``attack_nonmember``, never on a coin.
+    Attacks that learn or calibrate are fitted on ``aux_member`` against ``attack_nonmember``, never on a coin.
 
     Args:
         module: The audited module.
@@ -126,8 +142,7 @@ def audit_canaries(
     """
     chosen = chosen_attacks(attacks, module, error_fn)
     requires = {field for attack in chosen for field in attack.requires}
-    learns = any(getattr(attack, "learns", True) for attack in chosen)
-    roles = ("canary", *(FIT_ROLES if learns else ()))
+    roles = ("canary", *(FIT_ROLES if any(map(needs_fit, chosen)) else ()))
     plan = DrawPlan.of(timesteps, draws, seed)
     signals = compute_signals(module, data, roles, requires, plan=plan, batch_size=batch_size, error_fn=error_fn)
     coins, about = data.coins, model or AuditedModel()
@@ -135,7 +150,7 @@ def audit_canaries(
     def measure() -> list[AttackResult]:
         results = []
         for attack in chosen:
-            converged = not learns or attack.fit(*(signals[role] for role in FIT_ROLES), seed=seed)
+            converged = not needs_fit(attack) or attack.fit(*(signals[role] for role in FIT_ROLES), seed=seed)
             scores = attack.score(signals["canary"]).double()
             metrics, guesses = canary_metrics(
                 scores, coins, shares=shares, delta=delta, attacks=len(chosen), bootstrap=bootstrap, seed=seed

@@ -21,7 +21,7 @@ from lightning_privacy.errors import InputError
 from lightning_privacy.metrics.functional.binomial import clopper_pearson
 from lightning_privacy.metrics.functional.roc import auroc, checked_scores
 
-__all__ = ["delong_covariance", "delong_interval", "placements"]
+__all__ = ["delong_covariance", "delong_interval", "one_way_interval", "placements"]
 
 
 def placements(scores: Float[Tensor, "models n"], others: Float[Tensor, "models k"]) -> Float[Tensor, "models n"]:
@@ -78,6 +78,42 @@ def _covariance(values: Float[Tensor, "models n"]) -> Float[Tensor, "models mode
     return centred @ centred.T / (values.shape[1] - 1)
 
 
+def one_way_interval(
+    member: Float[Tensor, " members"], nonmember: Float[Tensor, " nonmembers"], level: float = 0.95
+) -> Metric | None:
+    """Return the AUROC with exact ends where all members stand above, below or level with all non-members, else None.
+
+    There an estimated variance is zero and every resample is like the records, which is no certainty. But min(m, n)
+    disjoint pairs of a member and a non-member all fell the same way, and the probability of that has a Clopper-Pearson
+    bound. `Metric.reason` says so.
+
+    Args:
+        member: Scores of members, higher = more member-like.
+        nonmember: Scores of non-members.
+        level: Confidence in (0, 1).
+
+    Raises:
+        InputError: a side is empty, or a score is NaN.
+
+    Example:
+        >>> level = one_way_interval(torch.ones(30), torch.ones(40))
+        >>> level.value, round(level.low, 3), round(level.high, 3)
+        (0.5, 0.442, 0.558)
+    """
+    area = auroc(member, nonmember)
+    one_way = "level with" if _all_equal(member, nonmember) else {1.0: "above", 0.0: "below"}.get(area)
+    if one_way is None:
+        return None
+    few = min(len(member), len(nonmember))
+    reason = (
+        f"every member scores {one_way} every non-member, so that the estimated variance is zero; the interval is the "
+        f"exact one of {few} disjoint pairs"
+    )
+    share = float(clopper_pearson(few, few, level)[0])
+    low, high = {"above": (share, 1.0), "below": (0.0, 1 - share)}.get(one_way, (share / 2, 1 - share / 2))
+    return Metric(area, low, high, reason=reason)
+
+
 def delong_interval(
     member: Float[Tensor, " members"], nonmember: Float[Tensor, " nonmembers"], level: float = 0.95
 ) -> Metric:
@@ -87,9 +123,7 @@ def delong_interval(
     where the plain interval A +- z s leaves [0, 1] and covers too seldom: with 40 members against 80 non-members, normal
     scores and a true AUROC of .983, the plain interval covers 85 %, this one 94 % (2,000 draws); of .76, both 95 %.
 
-    Where all members stand above (or below, or level with) all non-members, the estimated variance is zero, which is
-    no certainty. The ends then are exact: min(m, n) disjoint pairs of a member and a non-member all fell the same way,
-    and the probability of that has a Clopper-Pearson bound. `Metric.reason` says so.
+    Where all members stand above (or below, or level with) all non-members, the ends are those of `one_way_interval`.
 
     Args:
         member: Scores of members, higher = more member-like.
@@ -110,21 +144,12 @@ def delong_interval(
     Source:
         Logit scale against the plain one: Qin and Hotilovac, Statistical Methods in Medical Research 17 (2008), 207-221.
     """
-    area, few = auroc(member, nonmember), min(len(member), len(nonmember))
-    if few < 2:
+    if (exact := one_way_interval(member, nonmember, level)) is not None:
+        return exact
+    area = auroc(member, nonmember)
+    if min(len(member), len(nonmember)) < 2:
         return Metric(area, reason="DeLong's interval needs two members and two non-members at least")
     _, covariance = delong_covariance(member.unsqueeze(0), nonmember.unsqueeze(0))
-    one_way = {1.0: "above", 0.0: "below"}.get(area)
-    if _all_equal(member, nonmember):
-        one_way = "level with"
-    if one_way is not None:
-        reason = (
-            f"every member scores {one_way} every non-member, so that DeLong's variance is zero; the interval is the "
-            f"exact one of {few} disjoint pairs"
-        )
-        share = float(clopper_pearson(few, few, level)[0])
-        low, high = {"above": (share, 1.0), "below": (0.0, 1 - share)}.get(one_way, (share / 2, 1 - share / 2))
-        return Metric(area, low, high, reason=reason)
     half = NormalDist().inv_cdf((1 + level) / 2) * float(covariance.sqrt()) / (area * (1 - area))
     centre = math.log(area / (1 - area))
     low, high = (float(torch.sigmoid(torch.tensor(centre + x, dtype=torch.float64))) for x in (-half, half))

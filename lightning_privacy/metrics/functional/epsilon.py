@@ -109,6 +109,7 @@ def epsilon_lower_bound(
     strategy: ThresholdStrategy = "given",
     delta: float | int = 0,
     seed: int = 0,
+    tests: int = 1,
 ) -> Metric:
     """Return a lower bound on epsilon, at 95 % confidence, from an attack's scores.
 
@@ -124,12 +125,14 @@ def epsilon_lower_bound(
         strategy: Where the cut comes from.
         delta: The delta at which epsilon is bounded, in [0, 1).
         seed: Of the halves of ``split``, which do not depend on the order of the records.
+        tests: How many bounds are looked at together, such as those of all attacks on one model; each is made at an
+            alpha of 0.05 / ``tests`` (Bonferroni), so that all of them, and their largest, hold at 95 %.
 
     Returns:
         The bound as ``value`` and ``low``, at least 0; ``high`` is None, for no attack bounds epsilon from above.
 
     Raises:
-        InputError: a threshold is missing or superfluous, a side is too small, or a score is NaN.
+        InputError: a threshold is missing or superfluous, a side is too small, a score is NaN, or fewer than one test.
 
     Example:
         >>> scores = torch.arange(100.0) + 100, torch.arange(100.0)
@@ -137,25 +140,32 @@ def epsilon_lower_bound(
         3.28
         >>> round(epsilon_lower_bound(*scores, strategy="split").value, 2)
         2.57
+        >>> round(epsilon_lower_bound(*scores, threshold=99.5, tests=18).value, 2)
+        2.69
         >>> epsilon_lower_bound(*scores, threshold=99.5, strategy="scored_records").valid
         False
     """
     member, nonmember = checked_scores(member, nonmember)
+    if tests < 1:
+        raise InputError(
+            f"An epsilon lower bound is one of at least 1 bound looked at, not of {tests}; give their number."
+        )
+    alpha = _ALPHA / tests
     if strategy in ("split", "bonferroni") and threshold is not None:
         raise InputError(f"The strategy `{strategy}` chooses its own threshold; leave out `threshold` ({threshold}).")
     if strategy == "bonferroni":
-        value = _best(member, nonmember, delta, _ALPHA / len(nonmember))[0]
+        value = _best(member, nonmember, delta, alpha / len(nonmember))[0]
         return Metric(value, value)
     if strategy == "split":
         (chosen_on, member), (other_chosen_on, nonmember) = _halves(member, nonmember, seed)
-        threshold = _best(chosen_on, other_chosen_on, delta, _ALPHA)[1]
+        threshold = _best(chosen_on, other_chosen_on, delta, alpha)[1]
     if threshold is None:
         raise InputError(
             f"The strategy `{strategy}` of an epsilon lower bound needs a threshold found on other records; give one, or "
             "use the strategy `split` or `bonferroni`."
         )
     hits, alarms = (int((side >= threshold).sum()) for side in (member, nonmember))
-    value = epsilon_from_counts(hits, len(member), alarms, len(nonmember), delta)
+    value = epsilon_from_counts(hits, len(member), alarms, len(nonmember), delta, 1 - alpha)
     if strategy == "scored_records":
         reason = (
             "the threshold was chosen on the scored records, so that the bound does not hold: choose it on other "
