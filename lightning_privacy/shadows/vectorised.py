@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_privacy.core.ranks import alone
+from lightning_privacy.errors import PrivacyError
 from lightning_privacy.shadows.build import Build, build_shadow, rebuild_layers, seeded
 from lightning_privacy.shadows.refusals import CannotStack, check_optimizer
 from lightning_privacy.shadows.sequential import copied_state, quiet, shadow_trainer, training_seed
@@ -134,7 +135,10 @@ def _at_once(
     state = {name: each[first].clone() for name, each in models.buffers.items()}
     single = refill(form, iter([tensor[0] for tensor in tensors]))
     with seeded(0), models.arithmetic(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        alone_loss = models.base.functional_loss(own, state, single)  # pyright: ignore[reportCallIssue]
+        try:
+            alone_loss = models.base.functional_loss(own, state, single)  # pyright: ignore[reportCallIssue]
+        except PrivacyError as error:  # a module that cannot say its loss as a function, as under mixup
+            raise CannotStack(str(error)) from error
     index = torch.tensor(models_with_it, device=device)
     try:
         stacked = models.losses(

@@ -304,6 +304,20 @@ def test_auto_falls_back_in_one_sentence_and_trains_at_once_where_it_can(tmp_pat
     assert told == ["Shadow models are trained one after the other: Hooked.on_train_epoch_end would not be called."]
 
 
+class Mixed(Tiny):
+    """Like a classifier under mixup: its loss is not a function of parameters and one batch."""
+
+    def functional_loss(self, parameters, buffers, batch):
+        raise InputError("Mixed has no functional_loss; set mixup to 0.")
+
+
+def test_a_module_that_refuses_its_functional_loss_is_trained_one_by_one(tmp_path, caplog):
+    pool = ShadowPool(lambda seed: (Mixed(seed=seed), []), make_split(), 2, trainer=TRAINER, folder=tmp_path)
+    with caplog.at_level("INFO"):
+        assert len(pool.train()) == 2
+    assert "set mixup to 0" in caplog.text
+
+
 def test_both_ways_share_their_files(tmp_path):
     split = make_split()
     assert ShadowPool(
