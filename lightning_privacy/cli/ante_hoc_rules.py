@@ -13,7 +13,7 @@ __all__ = ["RULES", "Finding", "judge"]
 MANY_EPOCHS = 20  # chosen here: by then small networks without regularisation have fitted every record
 FEW_SHADOWS = 16  # chosen here; variance is what few shadows cannot estimate (arXiv 2603.11799)
 _ENDS_AT_ZERO = ("CosineAnnealingLR", "OneCycleLR", "PolynomialLR")
-_NEED_SPLIT = {"membership", "structural", "canaries"}
+_NEED_SPLIT = {"membership", "structural", "canaries", "attribute"}
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,8 @@ def _no_evidence(plan: TrainingPlan) -> Finding:
     name, looked = "no_evidence", "eval_member and holdout"
     if not plan.split:
         return Finding(name, looked, "no split", severity="unknown")
-    needed = {"eval_member", "holdout"} | ({"aux_member", "attack_nonmember"} if "membership" in plan.audits else set())
+    fits = {"membership", "attribute"} & set(plan.audits)
+    needed = {"eval_member", "holdout"} | ({"aux_member", "attack_nonmember"} if fits else set())
     if plan.audits and (empty := sorted(r for r in needed if plan.roles.get(r) == 0)):
         return Finding(
             name,

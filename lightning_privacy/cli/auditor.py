@@ -10,12 +10,14 @@ from lightning.pytorch.utilities.seed import isolate_rng
 
 from lightning_privacy.callbacks.reporting.run_files import RunFiles
 from lightning_privacy.cli.foreign_checkpoint import is_lightning, load_weights
-from lightning_privacy.core.results import AttackResult
+from lightning_privacy.core.results import AttackResult, Metric
 from lightning_privacy.core.run_folder import RunFolder
 from lightning_privacy.errors import InputError, SplitError
 
 __all__ = ["Auditor"]
 
+_SHOWN = {"auroc": "AUROC", "member_minus_nonmember": "members minus others"}
+"""The number that stands for a result in its line: the first of these that it has, in words."""
 _UNVERIFIED = (
     "The checkpoint does not say on which records it was trained: who is a member is what the configuration claims. Where "
     "the claim is wrong, so are these numbers."
@@ -158,10 +160,14 @@ def _summary(results: Any) -> list[str]:
             lines.append(f"{r['name']:24} {'-' if r['value'] is None else format(r['value'], '.4g')}")
         if not isinstance(r, AttackResult):
             continue
-        auroc = r.metrics.get("auroc")
-        number = f"AUROC {auroc.value:.3f} [{_end(auroc.low)}, {_end(auroc.high)}]" if auroc is not None else "done"
+        shown = next((name for name in _SHOWN if name in r.metrics), None)
+        number = "done" if shown is None else f"{_SHOWN[shown]} {_with_ends(r.metrics[shown])}"
         lines.append(f"{r.attack:24} {number}{'  <- strongest on fit data' if r.strongest else ''}")
     return lines
+
+
+def _with_ends(metric: Metric) -> str:
+    return f"{metric.value:.3f} [{_end(metric.low)}, {_end(metric.high)}]"
 
 
 def _end(value: float | None) -> str:

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import lightning.pytorch as L
+from jaxtyping import Int
+from torch import Tensor
 
 from lightning_privacy.testing import dummy_defences as dummies
 from lightning_privacy.testing.tiny_modules import PlainRegressor, ProtocolRegressor, TinyDenoiser
@@ -48,6 +50,22 @@ def canary_images(batch_size: int = 8) -> L.LightningDataModule:
     from lightning_privacy.datamodules.canaries import CanaryData
 
     return CanaryData(split_images(batch_size), count=20)
+
+
+def disc_classifier() -> L.LightningModule:
+    """Return a classifier of the pictures' colours."""
+    from lightning_privacy.modules.classifier import ImageClassifier
+
+    return ImageClassifier("small_cnn", classes=4, image_size=8)
+
+
+def bright_background(batch: Mapping[str, Any]) -> Int[Tensor, " batch"]:
+    """Return an attribute of the pictures that is not their class: whether what surrounds the disc is bright.
+
+    Args:
+        batch: A batch of the divided pictures.
+    """
+    return (batch["image"][:, :, 0, 0].mean(1) > 0.35).long()  # backgrounds are from 0.2 to 0.5
 
 
 @dataclass(frozen=True)
@@ -140,6 +158,9 @@ DEFENCES: dict[str, Callable[[], DefenceCase]] = {
 AUDITS: dict[str, AuditCase] = {
     "membership": AuditCase("membership", {"every_n_epochs": 1, "draws": 1, "bootstrap": 50}),
     "structural": AuditCase("structural", {"every_n_epochs": 1, "draws": 1, "bootstrap": 50}),
+    "attribute": AuditCase(
+        "attribute", {"attribute": f"{__name__}.bright_background", "every_n_epochs": 1}, disc_classifier
+    ),
     "canaries": AuditCase("canaries", {"every_n_epochs": 1, "draws": 1, "bootstrap": 50}, data=canary_images),
     "quality": AuditCase("quality", {"every_n_epochs": 1, "n": 12, "grid": 4}, writes=("measurements.jsonl",)),
 }

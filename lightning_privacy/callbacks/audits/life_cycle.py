@@ -8,6 +8,7 @@ import lightning.pytorch as L
 
 from lightning_privacy.callbacks.audits.publishing import append_results, chart_values, log_after_fit
 from lightning_privacy.core.results import AttackResult
+from lightning_privacy.errors import InputError
 
 __all__ = ["ResultAudit"]
 
@@ -20,10 +21,18 @@ class ResultAudit(L.Callback, ABC):
     Args:
         every_n_epochs: Audit at the end of every so many epochs too.
         at_end: Audit when training ends, unless the last epoch's audit was of the same weights.
+
+    Raises:
+        InputError: ``every_n_epochs`` is below one.
     """
 
     def __init__(self, every_n_epochs: int | None, at_end: bool) -> None:
         super().__init__()
+        if every_n_epochs is not None and every_n_epochs < 1:
+            raise InputError(
+                f"{type(self).__name__}(every_n_epochs={every_n_epochs}): give at least 1, or null to audit only when "
+                "training ends."
+            )
         self.every_n_epochs, self.at_end = every_n_epochs, at_end
         self.last_results: list[AttackResult] = []
         self.remarks: tuple[str, ...] = ()

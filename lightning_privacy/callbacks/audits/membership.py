@@ -95,14 +95,12 @@ class MembershipAudit(ResultAudit):
         for name in attacks or []:
             build_attack(name)
         check_count(shadows)
-        numbers = (
-            draws >= 1 and bootstrap >= 0 and (every_n_epochs or 1) >= 1 and boundary_queries >= 1 and 0 <= delta < 1
-        )
+        numbers = draws >= 1 and bootstrap >= 0 and boundary_queries >= 1 and 0 <= delta < 1
         if attacks == [] or timesteps == [] or not numbers:
             raise InputError(
-                "MembershipAudit needs at least one attack, draws, boundary_queries and every_n_epochs >= 1, bootstrap "
+                "MembershipAudit needs at least one attack, draws and boundary_queries >= 1, bootstrap "
                 f">= 0, delta in [0, 1) and timesteps (or none given), but got {attacks=}, {draws=}, {boundary_queries=}, "
-                f"{every_n_epochs=}, {bootstrap=}, {delta=}, {timesteps=}."
+                f"{bootstrap=}, {delta=}, {timesteps=}."
             )
         self.attacks, self.queries, self.boundary_queries = attacks, queries, boundary_queries
         self.error_fn = error_fn

@@ -10,7 +10,7 @@ from lightning_privacy.callbacks.audits.life_cycle import ResultAudit
 from lightning_privacy.callbacks.audits.membership_audit import AuditedModel
 from lightning_privacy.callbacks.audits.similar_records import SIMILARITIES, audit_similar_records
 from lightning_privacy.callbacks.audits.split_access import check_roles, find_split
-from lightning_privacy.callbacks.audits.structural_checks import ROLES, audit_structure, check_names
+from lightning_privacy.callbacks.audits.structural_checks import FNR, ROLES, audit_structure, check_names
 from lightning_privacy.core.results import AttackResult
 from lightning_privacy.errors import InputError
 
@@ -21,9 +21,10 @@ class StructuralAudit(ResultAudit):
     """Check what the model and its split give away by their structure, without fitting an attack.
 
     Compared are members that nobody fitted on with the hold-out: the gap of their losses (test, size and the parameters
-    that it amounts to), outputs that no other record shares when rounded as a service would publish them, classes that
-    the model never answers or never gives a probability, classes of few records, and non-members that nearly equal a
-    member. Known rules for classical models (more parameters than records, unique outputs; arXiv 2212.01233,
+    that it amounts to), whether the members' tail of high losses has vanished (a pre-screen that says whether attacks with
+    shadow models are worth their cost), outputs that no other record shares when rounded as a service would publish them,
+    classes that the model never answers or never gives a probability, classes of few records, and non-members that nearly
+    equal a member. Known rules for classical models (more parameters than records, unique outputs; arXiv 2212.01233,
     2502.09396) flag every deep network; here such counts are shown beside what they mean, and none of the checks is a
     verdict. Results go to ``results.jsonl`` and the loggers. Weights, statistics, mode and random state are as before.
 
@@ -35,10 +36,12 @@ class StructuralAudit(ResultAudit):
         threshold: Cosine from which two records are near-duplicates; the default was measured on thumbnails.
         decimals: Digits of the probability that a service would publish.
         smallest: A group of equal outputs or a class below this size counts as small.
+        fnr: Share of the members that may lie in the tail of high losses at the pre-screen; at least 10 members must be
+            in that share for the result to be valid.
         draws: Noises at each timestep, for a module with draws.
         timesteps: Diffusion steps at which errors are measured; ten over the module's schedule if not given.
         seed: Seed of draws and bootstrap.
-        bootstrap: Resamples behind the interval of the loss gap.
+        bootstrap: Resamples behind the intervals of the loss gap and of the pre-screen.
         batch_size: Records at once; the datamodule's own if not given.
         error_fn: Import path of a function (module, batch, draw) -> error of each sample, for a module without
             ``per_sample_error`` and ``logits``.
@@ -57,6 +60,7 @@ class StructuralAudit(ResultAudit):
         threshold: float | int = THRESHOLD,
         decimals: int = DECIMALS,
         smallest: int = SMALLEST_GROUP,
+        fnr: float = FNR,
         draws: int = 2,
         timesteps: list[int] | None = None,
         seed: int = 0,
@@ -65,14 +69,17 @@ class StructuralAudit(ResultAudit):
         error_fn: str | Any | None = None,
     ) -> None:
         super().__init__(every_n_epochs, at_end)
-        numbers = (every_n_epochs or 1) >= 1 and draws >= 1 and bootstrap >= 0 and timesteps != [] and smallest >= 1
+        numbers = min(draws, smallest) >= 1 and bootstrap >= 0 and timesteps != []
+        if not 0 < fnr < 1:
+            raise InputError(f"StructuralAudit needs `fnr` between 0 and 1, but got {fnr}.")
         if not numbers or not 0 <= decimals <= 9 or not -1 < threshold <= 1 or similarity not in (*SIMILARITIES, None):
             raise InputError(
-                "StructuralAudit needs every_n_epochs, draws and smallest >= 1, bootstrap >= 0, decimals from 0 to 9, "
-                f"threshold in (-1, 1] and similarity thumbnail, embedding or null, but got {every_n_epochs=}, "
+                "StructuralAudit needs draws and smallest >= 1, bootstrap >= 0, decimals from 0 to 9, "
+                f"threshold in (-1, 1] and similarity thumbnail, embedding or null, but got "
                 f"{draws=}, {smallest=}, {bootstrap=}, {timesteps=}, {decimals=}, {threshold=}, {similarity=}."
             )
         self.similarity, self.threshold, self.decimals, self.smallest = similarity, threshold, decimals, smallest
+        self.fnr = fnr
         self.draws, self.timesteps, self.seed, self.bootstrap = draws, timesteps, seed, bootstrap
         self.batch_size, self.error_fn = batch_size, error_fn
 
@@ -103,6 +110,7 @@ class StructuralAudit(ResultAudit):
             bootstrap=self.bootstrap,
             decimals=self.decimals,
             smallest=self.smallest,
+            fnr=self.fnr,
             batch_size=self.batch_size,
             error_fn=self.error_fn,
             model=about,

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lightning_privacy.attacks.membership.prescreen import prescreen
 from lightning_privacy.attacks.structural.loss_gap import effective_parameters, loss_gap
 from lightning_privacy.attacks.structural.published_outputs import (
     SMALLEST_GROUP,
@@ -27,9 +28,9 @@ from lightning_privacy.callbacks.audits.signals import (
 from lightning_privacy.callbacks.audits.split_access import check_roles, role_indices
 from lightning_privacy.callbacks.audits.untouched import on_rank_zero
 from lightning_privacy.core.results import AttackResult, Metric, Signals
-from lightning_privacy.errors import MissingProtocolError
+from lightning_privacy.errors import InputError, MissingProtocolError
 
-__all__ = ["ROLES", "WHY_NOT_PARAMETERS", "audit_structure", "check_names"]
+__all__ = ["FNR", "READING_PRESCREEN", "ROLES", "WHY_NOT_PARAMETERS", "audit_structure", "check_names"]
 
 ROLES = ("eval_member", "holdout")
 
@@ -38,6 +39,14 @@ WHY_NOT_PARAMETERS = (
     "parameters than records, or with outputs that no other record shares, flags every deep network, because each has "
     "more weights than records and no two of its outputs are equal in floating point. Counted here instead are the "
     "parameters that the loss gap amounts to, and outputs rounded as a service would publish them."
+)
+
+FNR = 0.01  # chosen here, as in `prescreen`
+READING_PRESCREEN = (
+    "tnr is the share of the hold-out whose loss is higher than nearly every member's, moved what of it training took from "
+    "the members. A tnr of about the allowed false-negative rate means that the loss shows nothing; one near 1 that the model "
+    "has learnt its members' outliers, and that attacks with shadow models will find members among them. It says whether "
+    "those are worth their cost, and is no verdict: a low tnr is no certificate (arXiv 2510.19773)."
 )
 
 
@@ -49,7 +58,14 @@ def check_names(module: Any, error_fn: ErrorFunction | str | None = None) -> tup
     """
     available = available_signals(module, error_fn)
     if "logits" in available:
-        return ("loss_gap", "effective_parameters", "published_outputs", "class_disclosure", "small_classes")
+        return (
+            "loss_gap",
+            "effective_parameters",
+            "prescreen",
+            "published_outputs",
+            "class_disclosure",
+            "small_classes",
+        )
     if "loss" not in available:
         raise _nothing_to_check(module)
     return ("loss_gap",)
@@ -69,6 +85,7 @@ def audit_structure(
     bootstrap: int = 2000,
     decimals: int = 2,
     smallest: int = SMALLEST_GROUP,
+    fnr: float = FNR,
     batch_size: int | None = None,
     error_fn: ErrorFunction | str | None = None,
     model: AuditedModel | None = None,
@@ -84,9 +101,10 @@ def audit_structure(
         timesteps: Diffusion steps of the fixed draws; ten over the module's schedule if None.
         draws: Noises at each timestep.
         seed: Of draws and bootstrap.
-        bootstrap: Resamples behind the interval of the gap.
+        bootstrap: Resamples behind the intervals of the gap and of the pre-screen.
         decimals: Digits of a published probability.
         smallest: A group or class below this size counts as small.
+        fnr: Share of the members that may lie in the tail of high losses at the pre-screen, in (0, 1).
         batch_size: Records at once; the datamodule's own if None.
         error_fn: Function (module, batch, draw) -> error, or its import path.
         model: What the results say about the model.
@@ -120,6 +138,7 @@ def audit_structure(
                 counted,
                 (WHY_NOT_PARAMETERS,),
             )
+            found["prescreen"] = *_prescreen(signals, fnr, bootstrap, seed), (READING_PRESCREEN,)
             scores = _logits(signals[ROLES[0]]), _logits(signals[ROLES[1]])
             found["published_outputs"] = output_groups(*scores, decimals, smallest), {"decimals": decimals}, ()
             metrics, never, zero = class_disclosure(torch.cat(scores), decimals)
@@ -148,6 +167,18 @@ def audit_structure(
         ]  # fmt: skip
 
     return on_rank_zero(measure)
+
+
+def _prescreen(
+    signals: Mapping[str, Signals], fnr: float, bootstrap: int, seed: int
+) -> tuple[dict[str, Metric], dict[str, Any]]:
+    try:
+        seen = prescreen(signals[ROLES[0]], signals[ROLES[1]], fnr, max(bootstrap, 1), seed)
+    except InputError as error:
+        # Scores that are not finite: said in the result, as the other checks still say something.
+        return {name: Metric(0.0, valid=False, reason=str(error)) for name in ("tnr", "moved")}, {"fnr": fnr}
+    moved = Metric(seen.moved, valid=seen.tnr.valid, reason=seen.tnr.reason)
+    return {"tnr": seen.tnr, "moved": moved}, {"fnr": fnr, "cut": seen.cut, "in_tail": list(seen.in_tail)}
 
 
 def _logits(signals: Signals) -> Tensor:

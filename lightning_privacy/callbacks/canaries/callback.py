@@ -71,11 +71,11 @@ class CanaryAudit(ResultAudit):
         super().__init__(every_n_epochs, at_end)
         for name in attacks or []:
             build_attack(name)
-        numbers = (every_n_epochs or 1) >= 1 and draws >= 1 and bootstrap >= 0 and 0 <= delta < 1 and timesteps != []
+        numbers = draws >= 1 and bootstrap >= 0 and 0 <= delta < 1 and timesteps != []
         if not numbers or attacks == [] or shares == [] or any(not 0 < each <= 1 for each in shares or []):
             raise InputError(
-                "CanaryAudit needs at least one attack, every_n_epochs and draws >= 1, bootstrap >= 0, delta in [0, 1) "
-                f"and shares in (0, 1], but got {attacks=}, {every_n_epochs=}, {draws=}, {bootstrap=}, {timesteps=}, "
+                "CanaryAudit needs at least one attack, draws >= 1, bootstrap >= 0, delta in [0, 1) "
+                f"and shares in (0, 1], but got {attacks=}, {draws=}, {bootstrap=}, {timesteps=}, "
                 f"{delta=}, {shares=}."
             )
         self.attacks, self.shares, self.delta = attacks, shares, delta

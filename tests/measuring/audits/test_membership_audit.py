@@ -10,6 +10,8 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning_privacy.attacks.membership.averaged_loss import AveragedLoss
 from lightning_privacy.attacks.membership.h_prime import HPrime
 from lightning_privacy.callbacks.audits.membership import MembershipAudit, audit_membership
+from lightning_privacy.callbacks.audits.structural import StructuralAudit
+from lightning_privacy.callbacks.canaries.callback import CanaryAudit
 from lightning_privacy.core.defence import Defence
 from lightning_privacy.core.results import AttackResult
 from lightning_privacy.core.run_folder import RunFolder
@@ -206,6 +208,9 @@ def test_bad_arguments_and_missing_parts(diffusion, classifier, split, trainer_o
         MembershipAudit(["secmi"])
     with pytest.raises(InputError, match="draws=0"):
         MembershipAudit(draws=0)
+    for audit in (MembershipAudit, StructuralAudit, CanaryAudit):
+        with pytest.raises(InputError, match=f"{audit.__name__}.every_n_epochs=0.: give at least 1"):
+            audit(every_n_epochs=0)
     with pytest.raises(InputError, match="different names"):
         audit_membership(diffusion, split, ["averaged_loss", AveragedLoss()])
     with pytest.raises(SplitError, match="MembershipSplit"):

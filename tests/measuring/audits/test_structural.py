@@ -9,7 +9,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from lightning_privacy.callbacks.audits.structural import StructuralAudit
-from lightning_privacy.callbacks.audits.structural_checks import WHY_NOT_PARAMETERS, audit_structure
+from lightning_privacy.callbacks.audits.structural_checks import (
+    READING_PRESCREEN,
+    WHY_NOT_PARAMETERS,
+    audit_structure,
+)
 from lightning_privacy.callbacks.canaries.callback import CanaryAudit
 from lightning_privacy.callbacks.canaries.canary_audit import audit_canaries, canary_metrics
 from lightning_privacy.core import registry
@@ -115,6 +119,20 @@ def test_a_network_that_memorises_has_a_gap_and_uses_parameters_and_one_that_doe
     assert found["effective_parameters"].extra["parameters"] == sum(p.numel() for p in module.parameters())
     assert WHY_NOT_PARAMETERS in found["effective_parameters"].notes
     quiet = {r.attack: r.metrics for r in audit_structure(Memoriser(), data, bootstrap=500)}
+    # The tail of high losses: members have left it, the hold-out has not.
+    screened = next(r for r in audit_structure(module, data, fnr=0.34, bootstrap=0) if r.attack == "prescreen")
+    assert screened.family == "structural"
+    assert screened.n == {"member": 30, "holdout": 40}
+    assert screened.metrics["tnr"].valid
+    assert screened.metrics["tnr"].low > 0.5
+    assert screened.metrics["moved"].value == pytest.approx(
+        screened.metrics["tnr"].value - len(screened.extra["in_tail"]) / 30
+    )
+    assert set(screened.extra["in_tail"]) <= {data.record_ids[i] for i in data.indices("eval_member")}
+    assert READING_PRESCREEN in screened.notes
+    assert not found["prescreen"].metrics["moved"].valid
+    assert "at least 1000 needed" in found["prescreen"].metrics["tnr"].reason
+    assert quiet["prescreen"]["tnr"].value < 0.3
     assert abs(quiet["loss_gap"]["mean_gap"].value) < 0.05
     assert quiet["loss_gap"]["ks_p_value"].value > 0.01
 
@@ -127,7 +145,7 @@ def test_a_member_that_was_brightened_into_the_holdout_is_named(tmp_path):
     pool = data.pool.dataset
     pool.images[holdout] = 0.8 * pool.images[member].flip(-1) + 0.1
     fitted = fit(tmp_path, Memoriser(), data, [audit])
-    assert len(RunFolder(tmp_path).results()) == 6
+    assert len(RunFolder(tmp_path).results()) == 7
     assert all(r.family == "structural" and r.split_hash for r in audit.last_results)
     assert "attack/structural/loss_gap/mean_gap" in fitted.trainer.callback_metrics
     near = next(r for r in audit.last_results if r.attack == "near_duplicates")
@@ -149,7 +167,14 @@ def test_what_is_missing_is_said_before_training(tmp_path):
         fit(tmp_path, Memoriser(), ToyImages(n=8, size=8), [StructuralAudit()])
     with pytest.raises(SplitError, match="CanaryData"):
         fit(tmp_path, Memoriser(), split(), [CanaryAudit()])
-    for wrong in ({"decimals": 10}, {"threshold": 1.5}, {"similarity": "hash"}, {"smallest": 0}):
+    for wrong in (
+        {"decimals": 10},
+        {"threshold": 1.5},
+        {"similarity": "hash"},
+        {"smallest": 0},
+        {"fnr": 0.0},
+        {"every_n_epochs": 0},
+    ):
         with pytest.raises(InputError):
             StructuralAudit(**wrong)
     for wrong in ({"shares": [0.0]}, {"delta": 1.0}, {"attacks": []}):
