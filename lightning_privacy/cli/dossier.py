@@ -3,12 +3,12 @@
 import argparse
 from pathlib import Path
 
-import yaml
 from pydantic import ValidationError
 
 from lightning_privacy.core.run_folder import RunFolder
 from lightning_privacy.errors import InputError
 from lightning_privacy.report.dossier.models import About
+from lightning_privacy.report.yaml_file import read_yaml
 
 __all__ = ["run"]
 
@@ -49,10 +49,7 @@ def _about(path: Path | None) -> About:
     if path is None:
         return About()
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-        return About.model_validate(raw)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as wrong:
-        raise InputError(f"{path} cannot be read as YAML: {' '.join(str(wrong).split())}.") from wrong
+        return About.model_validate(read_yaml(path))
     except ValidationError as wrong:
         keys = ", ".join(About.model_fields)
         place = ".".join(map(str, wrong.errors()[0]["loc"])) or "the file"

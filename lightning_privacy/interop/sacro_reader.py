@@ -17,6 +17,7 @@ from lightning_privacy.errors import InputError
 from lightning_privacy.interop.sacro_sections import (
     Section,
     averaged_metrics,
+    evaluated,
     load_arrays,
     major_version,
     read_section,
@@ -30,6 +31,7 @@ _ACCESS = {
     "qmia": "class scores and the records",
     "worstcase": "class scores, and records of known membership",
 }
+_SLACK = 1e-6  # of rates that were summed up
 _MOST_POINTS = 200  # of a curve, as in our own results
 _INTERPOLATED = "SACRO-ML gives no intervals, and interpolates true-positive rates between thresholds."
 
@@ -91,7 +93,9 @@ def _sections(path: Path) -> list[Section]:
         raise InputError(f"{path} is not there; name a SACRO-ML report.json or its folder.")
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as wrong:
+    except OSError as gone:
+        raise InputError(f"{path} cannot be read: {gone.strerror}.") from gone
+    except (ValueError, RecursionError) as wrong:
         raise InputError(f"{path} is no JSON ({wrong}); name a SACRO-ML report.json.") from wrong
     if isinstance(raw, dict) and isinstance(raw.get("attacks"), dict):
         raw = raw["attacks"]  # the layout with catalogues that SACRO-ML's development branch writes
@@ -147,14 +151,13 @@ def _theirs(section: Section, path: Path) -> AttackResult:
             roc, scores = _curve(arrays, path), _scores(arrays, path)
             extra |= scores
     name = _short(section.name)
-    counts = {"member": first.get("n_pos_test_examples"), "holdout": first.get("n_neg_test_examples")}
     return AttackResult(
         family="membership",
         attack=f"sacro_{name}",
         access=_ACCESS.get(name, "not said in the report"),
         seed=_seed(section.metadata.get("attack_params")),
         split_hash="",
-        n={role: int(count) for role, count in counts.items() if count is not None},
+        n=evaluated(section, path),
         metrics=metrics,
         roc=roc,
         notes=tuple(notes),
@@ -187,6 +190,8 @@ def _curve(arrays: Arrays, path: Path) -> tuple[tuple[float, float], ...]:
     fpr, tpr = (_vector(arrays, key, path) for key in ("fpr", "tpr"))
     if len(fpr) != len(tpr):
         raise InputError(f"{path}: its curve has {len(fpr)} false-positive and {len(tpr)} true-positive rates.")
+    if len(fpr) and (min(fpr.min(), tpr.min()) < -_SLACK or max(fpr.max(), tpr.max()) > 1 + _SLACK):
+        raise InputError(f"{path}: its curve has rates outside [0, 1].")
     keep = np.unique(np.linspace(0, len(fpr) - 1, _MOST_POINTS).round().astype(int))
     return tuple((float(x), float(y)) for x, y in zip(fpr[keep], tpr[keep], strict=True))
 
@@ -200,6 +205,8 @@ def _scores(arrays: Arrays, path: Path) -> dict[str, Any]:
         raise InputError(
             f"{path}: it has {len(prob)} scores of records but says of {len(member)} whether they are members."
         )
+    if not np.isin(member, (0, 1)).all():
+        raise InputError(f"{path}: `individual.member` holds more than 1 for members and 0 for others.")
     # Its QMIA and online LiRA call a margin or a log ratio "member_prob"; their cut is zero.
     inside = bool(((prob >= 0) & (prob <= 1)).all())
     sides = {"member_scores": prob[member == 1].tolist(), "nonmember_scores": prob[member != 1].tolist()}

@@ -2,7 +2,6 @@
 
 import math
 import re
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from lightning_privacy.core.npz_file import read_npz
 from lightning_privacy.core.results import Metric
 from lightning_privacy.errors import InputError
 
-__all__ = ["Section", "averaged_metrics", "load_arrays", "major_version", "read_section"]
+__all__ = ["Section", "averaged_metrics", "evaluated", "load_arrays", "major_version", "read_section"]
 
 # Ours for theirs. Their true-positive rates at low false-positive rates are read apart, because their keys changed meaning.
 _NAMES = {
@@ -24,7 +24,14 @@ _NAMES = {
     "FDIF01": "fdif01",
     "PDIF01": "pdif01",
 }
-_TPR_KEY = re.compile(r"TPR@([0-9.]+(?:e-?[0-9]+)?)(%?)")
+_TPR_KEY = re.compile(r"TPR@((?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e-?[0-9]+)?)(%?)")
+_RANGES = {
+    **dict.fromkeys(("AUC", "ACC", "TPR", "TNR", "P_HIGHER_AUC"), (0.0, 1.0)),
+    **dict.fromkeys(("Advantage", "FDIF01"), (-1.0, 1.0)),
+    "n_neg_test_examples": (0.0, math.inf),
+}
+"""Where SACRO-ML's numbers can lie; its rates at a false-positive rate in [0, 1] too."""
+_SLACK = 1e-6  # they are rounded, and interpolated
 _CURVE, _RECORDS = ("fpr", "tpr"), ("member_prob", "member", "score")
 _LEAST_FALSE_POSITIVES = 10  # as in our own membership metrics
 
@@ -121,9 +128,11 @@ def averaged_metrics(section: Section, version: int, source: Path) -> tuple[dict
 def _our_name(key: str, version: int, section: Section, source: Path) -> str | None:
     if key in _NAMES:
         return _NAMES[key]
-    match = _TPR_KEY.fullmatch(key)
-    if match is None:
+    if not key.startswith("TPR@"):
         return None
+    match = _TPR_KEY.fullmatch(key)
+    if match is None or not 0 < float(match[1]) <= (100 if match[2] else 1):
+        raise InputError(f"{source}: `{key}` of `{section.key}` names no false-positive rate. Correct the key.")
     if bool(match[2]) != (version >= 2):
         raise InputError(
             f"{source}: `{section.key}` is of SACRO-ML {section.metadata['sacroml_version']} but has the key `{key}`, which "
@@ -144,8 +153,43 @@ def _numbers(section: Section, key: str, source: Path) -> list[float]:
     ]
     if wrong:
         raise InputError(f"{source}: `{key}` of `{section.key}` is {wrong[0]!r}, which is no number.")
-    found = [float(value) for value in values if value is not None and math.isfinite(value)]
+    low, high = (0.0, 1.0) if key.startswith("TPR@") else _RANGES.get(key, (-math.inf, math.inf))
+    found = [_float(value) for value in values if value is not None]
+    found = [value for value in found if math.isfinite(value)]
+    beyond = [value for value in found if not low - _SLACK <= value <= high + _SLACK]
+    if beyond:
+        raise InputError(
+            f"{source}: `{key}` of `{section.key}` is {beyond[0]:g}, and can only lie between {low:g} and {high:g}."
+        )
     return found if len(found) == len(values) else []
+
+
+def _float(value: float | int) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
+
+
+def evaluated(section: Section, source: Path) -> dict[str, int]:
+    """Return how many records a section's first repetition was judged on, by role, as far as it says.
+
+    Args:
+        section: The section.
+        source: For errors.
+
+    Raises:
+        InputError: a count is no whole number of at least 0.
+    """
+    keys = {"member": "n_pos_test_examples", "holdout": "n_neg_test_examples"}
+    found = {role: section.instances[0].get(key) for role, key in keys.items()}
+    for role, count in found.items():
+        whole = isinstance(count, int) or (isinstance(count, float) and count.is_integer())
+        if count is not None and (isinstance(count, bool) or not whole or count < 0):
+            raise InputError(
+                f"{source}: `{keys[role]}` of `{section.key}` is {count!r}, which is no number of records."
+            )
+    return {role: int(count) for role, count in found.items() if count is not None}
 
 
 def _validity(name: str, n_nonmember: Sequence[float]) -> tuple[bool, str]:
@@ -187,11 +231,4 @@ def load_arrays(instance: Mapping[str, Any], folder: Path) -> dict[str, np.ndarr
         raise InputError(f"The report in {folder} names {name!r} for its arrays; they must lie beside it.")
     if not (folder / name).is_file():
         return arrays or None
-    try:
-        with np.load(folder / name, allow_pickle=False) as stored:
-            arrays |= {key: stored[key] for key in stored.files}
-    except (AttributeError, EOFError, OSError, TypeError, ValueError, zipfile.BadZipFile) as wrong:
-        raise InputError(
-            f"{folder / name} is no .npz of plain numbers ({type(wrong).__name__}); pickled objects are not read."
-        ) from wrong
-    return arrays
+    return arrays | read_npz(folder / name)

@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
-
 from lightning_privacy.core.results import AttackResult, Metric
 from lightning_privacy.core.run_folder import RunFolder, read_metrics
+from lightning_privacy.errors import InputError
+from lightning_privacy.report.run_settings import group_of, read_settings
 
-__all__ = ["RunSummary", "best_undefended", "summarise", "untuned"]
+__all__ = ["RunSummary", "best_undefended", "logged_numbers", "summarise", "untuned"]
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,11 @@ class RunSummary:
     def name(self) -> str:
         """Name of the folder."""
         return self.run.name
+
+    @property
+    def audits(self) -> dict[str, dict[str, Any]]:
+        """Settings by audit, as configured."""
+        return group_of(self.settings, "audits")
 
     @property
     def steps(self) -> int:
@@ -89,28 +94,48 @@ def summarise(run: RunFolder) -> RunSummary:
     """Read a run's folder.
 
     Raises:
-        InputError: a line of its results or measurements cannot be read.
+        InputError: its configuration, or a line of its results, measurements or metrics, cannot be read.
     """
-    settings = yaml.safe_load(run.config.read_text(encoding="utf-8")) if run.config.is_file() else {}
+    settings = read_settings(run.config)
     measurements = run.measurements()
-    val_loss = {
-        int(row["step"]): float(row["val/loss"])
-        for row in read_metrics(run.metrics)
-        if row.get("val/loss") and row.get("step")
-    }
-    val_loss |= {
+    losses = logged_numbers(run, "val/loss")
+    losses |= {
         m["step"]: m["value"]
         for m in measurements
         if m["kind"] == "utility" and m["name"] == "val_loss" and m["value"] is not None
     }
     return RunSummary(
         run=run,
-        defences={k: v or {} for k, v in (settings.get("defences") or {}).items() if v is not None},
+        defences=group_of(settings, "defences"),
         settings=settings,
-        val_loss=val_loss,
+        val_loss=losses,
         results=tuple(run.results()),
         measurements=tuple(measurements),
     )
+
+
+def logged_numbers(run: RunFolder, name: str) -> dict[int, float]:
+    """Return a logged scalar by step, the last of each step.
+
+    Args:
+        run: The run.
+        name: Its column in ``metrics.csv``.
+
+    Raises:
+        InputError: the file cannot be read, or a value is no number.
+    """
+    found: dict[int, float] = {}
+    for row in read_metrics(run.metrics):
+        if not row.get(name) or not row.get("step"):
+            continue
+        try:
+            found[int(row["step"])] = float(row[name])
+        except ValueError as wrong:
+            raise InputError(
+                f"{run.metrics}: `{name}` at step {row['step']} is {row[name][:40]!r}, which is no number. Correct or remove "
+                "that line."
+            ) from wrong
+    return found
 
 
 def untuned(runs: Sequence[RunSummary]) -> float | None:

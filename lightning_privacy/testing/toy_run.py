@@ -72,7 +72,7 @@ def write_toy_run(
     results: Sequence[AttackResult] | None = None,
     settings: Mapping[str, Any] | None = None,
     measurements: Sequence[Mapping[str, Any]] = (),
-    checkpoint: bytes = b"weights",
+    checkpoint: bytes | None = None,
 ) -> RunFolder:
     """Write the folder of a run.
 
@@ -81,7 +81,7 @@ def write_toy_run(
         results: Attack results; two attacks with a slight leak where None.
         settings: The configuration, added to a small one.
         measurements: Lines of ``measurements.jsonl``.
-        checkpoint: Content of ``checkpoints/last.ckpt``; empty for none.
+        checkpoint: Content of ``checkpoints/last.ckpt``; empty for none. One of the results' last step where None.
     """
     run = RunFolder(folder)
     run.path.mkdir(parents=True)
@@ -98,7 +98,11 @@ def write_toy_run(
         run.append_result(result)
     for line in measurements:
         run.append_measurement(line)
-    if checkpoint:
+    if checkpoint != b"":
         run.checkpoints.mkdir()
-        (run.checkpoints / "last.ckpt").write_bytes(checkpoint)
+        path = run.checkpoints / "last.ckpt"
+        if checkpoint is None:
+            torch.save({"global_step": max((r.step for r in given), default=300), "state_dict": {}}, path)
+        else:
+            path.write_bytes(checkpoint)
     return run

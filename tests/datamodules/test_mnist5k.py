@@ -51,6 +51,10 @@ def test_a_wrong_file_is_named(tmp_path):
     (tmp_path / "torn.csv.gz").write_bytes(gzip.compress(b"1,2,3\n" * 900)[:-12])
     with pytest.raises(InputError, match=r"torn\.csv\.gz cannot be read"):
         read_mnist5k(tmp_path / "torn.csv.gz")
+    whole = gzip.compress(bytes(range(256)) * 40)
+    (tmp_path / "flipped.csv.gz").write_bytes(whole[:12] + bytes(255 - b for b in whole[12:30]) + whole[30:])
+    with pytest.raises(InputError, match=r"flipped\.csv\.gz cannot be read"):
+        read_mnist5k(tmp_path / "flipped.csv.gz")
     with pytest.raises(InputError, match="rows of 4 numbers; it needs 784 pixels"):
         read_mnist5k(write_table(tmp_path / "short.csv.gz", [[1, 2, 3]], [4]))
     with pytest.raises(InputError, match="784 pixels from 0 to 255 and then a digit"):

@@ -172,3 +172,58 @@ def test_a_broken_section_of_our_own_is_an_error(tmp_path):
     broken = section("2.0.1", [NEW], lightning_privacy={"result": {"family": "membership"}})
     with pytest.raises(InputError, match="is not what that writes"):
         read_report(write(tmp_path, broken))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (
+            {"n_pos_test_examples": "many"},
+            "`n_pos_test_examples` of `LiRA Attack_0` is 'many', which is no number of records",
+        ),
+        ({"n_pos_test_examples": [1]}, "no number of records"),
+        ({"n_pos_test_examples": True}, "no number of records"),
+        ({"n_pos_test_examples": 1.5}, "no number of records"),
+        ({"n_pos_test_examples": -5}, "is -5, which is no number of records"),
+        ({"n_neg_test_examples": -5}, "`n_neg_test_examples` of `LiRA Attack_0` is -5"),
+        ({"AUC": 7}, "`AUC` of `LiRA Attack_0` is 7, and can only lie between 0 and 1"),
+        ({"AUC": -0.5}, "is -0.5, and can only lie between 0 and 1"),
+        ({"Advantage": -2}, "can only lie between -1 and 1"),
+        ({"TPR@0.1%": 1.5}, "`TPR@0.1%` of `LiRA Attack_0` is 1.5"),
+        ({"TPR@1.2.3": 0.1}, "`TPR@1.2.3` of `LiRA Attack_0` names no false-positive rate"),
+        ({"TPR@0%": 0.1}, "`TPR@0%` of `LiRA Attack_0` names no false-positive rate"),
+        ({"TPR@200%": 0.1}, "names no false-positive rate"),
+        (
+            {"individual": {"member_prob": [0.1, 0.9], "member": [1, 5]}},
+            "holds more than 1 for members and 0 for others",
+        ),
+        ({"fpr": [0, 2], "tpr": [0, 1]}, "rates outside"),
+    ],
+)
+def test_numbers_that_cannot_be_are_one_clear_error(tmp_path, changes, words):
+    with pytest.raises(InputError) as refused:
+        read_report(write(tmp_path, section("2.0.1", [{**NEW, **changes}])))
+    assert words in str(refused.value)
+
+
+def test_a_report_nested_too_deeply_is_one_clear_error(tmp_path):
+    (tmp_path / "report.json").write_text("[" * 100_000)
+    with pytest.raises(InputError, match="is no JSON"):
+        read_report(tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "single"])
+def test_damaged_arrays_are_one_clear_error(tmp_path, damage):
+    arrays = np.linspace(0, 1, 5000) ** 2
+    np.savez_compressed(tmp_path / "a.npz", fpr=arrays, tpr=arrays)
+    raw = (tmp_path / "a.npz").read_bytes()
+    if damage == "single":
+        with (tmp_path / "a.npz").open("wb") as file:
+            np.save(file, arrays)
+    else:
+        spoilt = (
+            raw[:300] + bytes(255 - b for b in raw[300:320]) + raw[320:] if damage == "flip" else raw[: len(raw) // 2]
+        )
+        (tmp_path / "a.npz").write_bytes(spoilt)
+    with pytest.raises(InputError, match="no .npz of plain numbers"):
+        read_report(write(tmp_path, section("2.0.1", [{**NEW, "arrays_file": "a.npz"}])))

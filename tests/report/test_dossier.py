@@ -12,6 +12,7 @@ import torch
 
 from lightning_privacy.core.results import Metric
 from lightning_privacy.errors import InputError
+from lightning_privacy.metrics.functional.low_fpr import tpr_interval_on_roc
 from lightning_privacy.report.dossier.build import build_dossier
 from lightning_privacy.report.dossier.canonical import (
     SCHEMA_FILE,
@@ -110,7 +111,11 @@ def test_only_the_last_model_counts_and_attacks_that_stopped_running_are_missed(
 
 
 def test_a_rate_without_width_gets_the_exact_interval(make):
-    found = toy_result(metrics={"tpr_at_fpr_0.01": Metric(0.0, 0.0, 0.0), "auroc": Metric(0.5, 0.4, 0.6)})
+    metrics = {"tpr_at_fpr_0.01": Metric(0.0, 0.0, 0.0), "auroc": Metric(0.5, 0.4, 0.6)}
+    drawn = toy_result(metrics=metrics)
+    number = built(make([drawn])).dossier.attacks[0].metrics["tpr_at_fpr_0.01"]
+    assert (number.low, number.high) == tpr_interval_on_roc(drawn.roc, drawn.n["member"], drawn.n["holdout"], 0.01)
+    found = replace(drawn, roc=())
     number = built(make([found])).dossier.attacks[0].metrics["tpr_at_fpr_0.01"]
     assert (number.low, number.high) == (0.0, pytest.approx(1 - 0.025 ** (1 / 400)))  # closed form at no success
 

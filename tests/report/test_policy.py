@@ -54,6 +54,16 @@ def test_research_default_has_the_limits_that_it_documents():
         ({"threshold": "claimed_epsilon"}, ["auroc with the claimed epsilon", "epsilon_lower"]),
         ({"metric": "epsilon_lower", "attacks": "strongest"}, ["every bound of epsilon counts"]),
         ({"missing": "conditional"}, ["`a`", "blocks", "cannot be `conditional`"]),
+        ({"threshold": True}, ["rule `a`", "threshold", "not true or false"]),
+        ({"use": "lower_ci"}, ["`a`", "the lower end by `>`", "`use: upper_ci`"]),
+        ({"op": ">=", "use": "lower_ci"}, ["the lower end by `>=`"]),
+        ({"metric": "utility/accuracy", "op": "<", "use": "upper_ci"}, ["the upper end by `<`", "`use: lower_ci`"]),
+        ({"metric": "utility/a", "op": "<=", "use": "upper_ci", "severity": "warn"}, ["the upper end by `<=`"]),
+        (
+            {"metric": "epsilon_lower", "threshold": "claimed_epsilon", "op": "<", "use": "point"},
+            ["bounds below the claimed epsilon"],
+        ),
+        ({"metric": "epsilon_lower", "threshold": "claimed_epsilon", "use": "lower_ci"}, ["`use: point`"]),
     ],
 )
 def test_a_mistake_in_a_rule_is_named_with_what_there_is(tmp_path, changes, words):
@@ -85,6 +95,23 @@ def test_a_mistake_in_the_file_is_named(tmp_path):
     (tmp_path / "torn.yaml").write_text("rules: [")
     with pytest.raises(InputError, match="cannot be read as YAML"):
         load_policy(tmp_path / "torn.yaml")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{id: a, metric: auroc, threshold: 0.1, threshold: 0.99, severity: block, origin: x}",
+        "{id: a, metric: auroc, threshold: 0.1, severity: block, 'severity': warn, origin: x}",
+    ],
+)
+def test_a_key_that_is_there_twice_is_refused(tmp_path, text):
+    (tmp_path / "twice.yaml").write_text(f"name: a\nversion: 1\nrules: [{text}]")
+    with pytest.raises(InputError, match="the key `(threshold|severity)` is there twice"):
+        load_policy(tmp_path / "twice.yaml")
+
+
+def test_a_warning_may_compare_the_end_that_shows_a_leak(tmp_path):
+    assert load_policy(write(tmp_path, [{**RULE, "severity": "warn", "use": "lower_ci"}])).rules[0].use == "lower_ci"
 
 
 def test_metrics_of_other_families_and_measurements_may_be_named(tmp_path):

@@ -11,7 +11,10 @@ from typing import Any
 from lightning_privacy.attacks.membership.registry import MEMBERSHIP_ATTACKS
 from lightning_privacy.core.results import AttackResult
 from lightning_privacy.core.run_folder import RunFolder
+from lightning_privacy.report.dossier.claims import claims_of
 from lightning_privacy.report.dossier.entries import attack_entry, measurement_entry
+from lightning_privacy.report.dossier.file_hash import file_hash
+from lightning_privacy.report.dossier.gaps import INSUFFICIENT, missing_evidence
 from lightning_privacy.report.dossier.limitations import limitations
 from lightning_privacy.report.dossier.models import (
     About,
@@ -26,23 +29,14 @@ from lightning_privacy.report.dossier.models import (
 from lightning_privacy.report.dossier.policy import Policy
 from lightning_privacy.report.dossier.records import RecordTable, record_table
 from lightning_privacy.report.dossier.scrub import scrub_text
-from lightning_privacy.report.dossier.subject import (
-    checkpoint_of,
-    claims_of,
-    data_card,
-    file_hash,
-    generalisation_gap,
-    key_fingerprints,
-    protections_of,
-    results_hash,
-    settings_of,
-)
+from lightning_privacy.report.dossier.split_record import data_card, split_gaps
+from lightning_privacy.report.dossier.subject import generalisation_gap, protections_of, results_hash, settings_of
 from lightning_privacy.report.dossier.verdict import decide, strongest
+from lightning_privacy.report.dossier.weights import weights_of
 from lightning_privacy.report.summary import RunSummary, summarise
 
 __all__ = ["Built", "build_dossier", "known_attacks"]
 
-_INSUFFICIENT = "insufficient_evidence:"
 _PACKAGES = ("torch", "lightning", "torchmetrics", "numpy")
 _MOST_MOMENTS = 50
 
@@ -86,17 +80,18 @@ def build_dossier(
     table, left_out = record_table(here)
     hashes = sorted({r.split_hash for r in here if r.split_hash})
     measurements = [measurement_entry(line, run.path) for line in summary.measurements]
-    fingerprints, unread = key_fingerprints(run, bool(summary.defences))
+    weights = weights_of(run, summary.steps if here else None, bool(summary.defences))
+    data = data_card(run, hashes, {role for r in here for role in r.n})
     succeeded = [a.name for a in attacks if not a.failed]
-    protections, gaps = protections_of(summary.defences, succeeded, fingerprints, run.path)
-    gaps += [g for g in _gaps(here, summary) if g not in gaps]
+    protections, gaps = protections_of(summary.defences, succeeded, weights.fingerprints, run.path)
+    gaps += [*missing_evidence(here, summary), *weights.gaps, *split_gaps(run, hashes)]
     dossier = ReleaseDossier(
         attacks=attacks,
         records=None if table is None else table.summary(),
         claims=claims or claims_of(summary.defences, measurements),
         generalisation_gap=generalisation_gap(run, measurements),
         measurements=measurements,
-        gaps=[scrub_text(gap, run.path) for gap in gaps],
+        gaps=[scrub_text(gap, run.path) for gap in dict.fromkeys(gaps)],
         dossier_id=str(uuid.uuid4()),
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         toolkit={"name": "lightning_privacy", "version": _version("lightning-privacy")},
@@ -110,16 +105,16 @@ def build_dossier(
             model=_model_name(summary.settings),
             step=summary.steps,
             epoch=max((r.epoch for r in here), default=0),
-            checkpoint=checkpoint_of(run),
+            checkpoint=weights.checkpoint,
             settings=settings_of(summary.settings, run.path),
             about=about or About(),
         ),
-        data=data_card(run, hashes),
+        data=data,
         protections=protections,
         history=_history(summary, attacks),
         policy=policy,
         decision=Decision(verdict="insufficient_evidence", summary="", reasons=[], findings=[]),
-        limitations=_limitations(attacks, protections, hashes, [*unread, *left_out]),
+        limitations=_limitations(attacks, protections, hashes, [*weights.remarks, *left_out]),
         provenance={
             **{p.name: file_hash(p) for p in (run.config, run.measurements_file) if p.is_file()},
             **({run.results_file.name: results_hash(run)} if run.results_file.is_file() else {}),
@@ -144,27 +139,11 @@ def _entries(results: Sequence[AttackResult], summary: RunSummary) -> list[Attac
     return entries
 
 
-def _gaps(results: Sequence[AttackResult], summary: RunSummary) -> list[str]:
-    """Return what the results say is missing, and attacks that were asked for or run before and are not there now."""
-    notes = [n for r in results for n in r.notes if n.startswith(_INSUFFICIENT)]
-    gaps = [n.removeprefix(_INSUFFICIENT).strip() for n in notes]
-    gaps = [g[0].upper() + g[1:] for g in dict.fromkeys(gaps) if g]
-    there = {(r.family, r.attack) for r in results}
-    earlier = {(r.family, r.attack) for r in summary.results} - there
-    gaps += [f"The attack `{attack}` was run on an earlier model and not on this one." for _, attack in sorted(earlier)]
-    asked = ((summary.settings.get("audits") or {}).get("membership") or {}).get("attacks") or ()
-    named = {attack for _, attack in there | earlier}
-    gaps += [
-        f"The configuration asks for the attack `{a}`, of which there is no result." for a in asked if a not in named
-    ]
-    return gaps
-
-
 def _limitations(
     attacks: Sequence[AttackEntry], protections: Sequence[Protection], hashes: Sequence[str], further: Sequence[str]
 ) -> list[str]:
     said = limitations(attacks, protections, hashes, further)
-    return [s.removeprefix(_INSUFFICIENT).strip() for s in said]
+    return [s.removeprefix(INSUFFICIENT).strip() for s in said]
 
 
 def _history(summary: RunSummary, attacks: Sequence[AttackEntry]) -> list[Moment]:

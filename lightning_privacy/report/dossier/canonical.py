@@ -53,6 +53,8 @@ def load_dossier(path: str | os.PathLike[str]) -> ReleaseDossier:
         raise InputError(f"The dossier {path} cannot be read: {gone.strerror}.") from gone
     except ValueError as wrong:
         raise InputError(f"{path} is no dossier: it is not JSON ({wrong}).") from wrong
+    except RecursionError as deep:
+        raise InputError(f"{path} is no dossier: it is nested too deeply.") from deep
     version = raw.get("schema_version") if isinstance(raw, dict) else None
     if not isinstance(version, int) or isinstance(version, bool):
         raise InputError(

@@ -8,13 +8,16 @@ from typing import Any
 import numpy as np
 
 from lightning_privacy.core.results import AttackResult, Metric
+from lightning_privacy.errors import InputError
 from lightning_privacy.metrics.functional.binomial import clopper_pearson
+from lightning_privacy.metrics.functional.low_fpr import tpr_interval_on_roc
 from lightning_privacy.report.dossier.models import AttackEntry, Histogram, Measurement, Number
 from lightning_privacy.report.dossier.scrub import scrub_settings, scrub_text
 
 __all__ = ["attack_entry", "histogram", "measurement_entry"]
 
 _SCORES = {"member_scores", "nonmember_scores", "member_ids", "nonmember_ids", "failed"}
+_SHARES = ("auroc", "balanced_accuracy", "ppv_at_prior_", "tpr_at_fpr_")
 _BINS = 30  # chosen here: wide enough for some tens of records a side
 
 
@@ -26,7 +29,16 @@ def attack_entry(result: AttackResult, strongest: bool, folder: Path) -> AttackE
             ``extra["nonmember_scores"]`` are counted and not kept.
         strongest: Whether it is the strongest of its family by fit data; its scores are kept as a histogram.
         folder: The run's folder, whose path is removed from texts.
+
+    Raises:
+        InputError: a rate or an area lies outside [0, 1].
     """
+    for name, metric in result.metrics.items():
+        if name.startswith(_SHARES) and not (math.isnan(metric.value) or 0 <= metric.value <= 1):
+            raise InputError(
+                f"`{name}` of the attack `{result.attack}` at step {result.step} is {metric.value:g}, which is no share. "
+                "Correct or remove that line of results.jsonl."
+            )
     failed = str(result.extra.get("failed") or ("" if result.metrics else "it gave no number"))
     member, nonmember = (result.extra.get(f"{side}_scores") or () for side in ("member", "nonmember"))
     return AttackEntry(
@@ -40,7 +52,7 @@ def attack_entry(result: AttackResult, strongest: bool, folder: Path) -> AttackE
         converged=result.converged,
         strongest=result.strongest,
         fit_auroc=_finite(result.fit_auroc),
-        metrics={name: _number(name, metric, result.n, folder) for name, metric in result.metrics.items()},
+        metrics={name: _number(name, metric, folder, result) for name, metric in result.metrics.items()},
         roc=[(x, y) for x, y in result.roc if math.isfinite(x) and math.isfinite(y)],
         histogram=histogram(member, nonmember) if strongest and member and nonmember else None,
         settings=scrub_settings({k: v for k, v in result.extra.items() if k not in _SCORES}, folder),
@@ -60,7 +72,7 @@ def measurement_entry(line: Mapping[str, Any], folder: Path) -> Measurement:
     return Measurement(
         kind=line["kind"],
         name=line["name"],
-        number=_number(line["name"], metric, {}, folder),
+        number=_number(line["name"], metric, folder),
         n=scrub_settings(line["n"], folder),
         step=line["step"],
     )
@@ -83,17 +95,32 @@ def histogram(member: Sequence[float | int], nonmember: Sequence[float | int]) -
     return Histogram(edges=[float(f"{e:.6g}") for e in edges], member=counts[0], nonmember=counts[1])
 
 
-def _number(name: str, metric: Metric, n: Mapping[str, int], folder: Path) -> Number:
+def _number(name: str, metric: Metric, folder: Path, result: AttackResult | None = None) -> Number:
     reason = scrub_text(metric.reason, folder)
     if not math.isfinite(metric.value):
         return Number(value=None, valid=False, reason=reason or f"the value is {metric.value}")
     low, high = _finite(metric.low), _finite(metric.high)
     method = "the attack's own" if low is not None and high is not None else ""
-    if name.startswith("tpr_at_fpr_") and low is not None and high is not None and n.get("member", 0) > 0:
-        # A bootstrap of a rate near 0 or 1 has next to no width: the exact interval of the members found is the least.
-        exact = [float(end) for end in clopper_pearson(round(metric.value * n["member"]), n["member"])]
-        low, high, method = min(low, exact[0]), max(high, exact[1]), "at least Clopper-Pearson"
+    exact = None if result is None or low is None or high is None else _exact_rate(name, metric, result)
+    if exact is not None and low is not None and high is not None:
+        # A bootstrap of a rate near 0 or 1 has next to no width, and one at the observed cut takes that cut for known.
+        low, high, method = min(low, exact[0]), max(high, exact[1]), "at least the exact interval"
     return Number(value=metric.value, low=low, high=high, method=method, valid=metric.valid, reason=reason)
+
+
+def _exact_rate(name: str, metric: Metric, result: AttackResult) -> tuple[float, float] | None:
+    """Return the exact interval of a true-positive rate at a false-positive rate, None for any other number."""
+    members, nonmembers = result.n.get("member", 0), result.n.get("holdout", 0)
+    if not name.startswith("tpr_at_fpr_") or members < 1:
+        return None
+    try:
+        rate = float(name.removeprefix("tpr_at_fpr_"))
+    except ValueError:
+        return None
+    if result.roc and nonmembers > 0 and 0 < rate < 1:
+        return tpr_interval_on_roc(result.roc, members, nonmembers, rate)
+    low, high = clopper_pearson(round(metric.value * members), members)
+    return float(low), float(high)
 
 
 def _finite(value: float | None) -> float | None:

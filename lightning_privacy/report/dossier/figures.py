@@ -3,10 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-
 from lightning_privacy.errors import InputError
-from lightning_privacy.metrics.functional.binomial import clopper_pearson
+from lightning_privacy.metrics.functional.low_fpr import tpr_interval_on_roc
 from lightning_privacy.report.dossier.models import AttackEntry, Moment
 from lightning_privacy.report.dossier.observe import sides
 from lightning_privacy.report.figures import to_svg
@@ -27,7 +25,7 @@ _FEWEST_ALARMS = 10  # below so many false alarms a rate is the luck of a few re
 
 
 def roc_band_figure(attacks: Sequence[AttackEntry], top: AttackEntry | None) -> Any | None:
-    """Return the membership ROCs on log-log axes, the strongest with its pointwise 95 % Clopper-Pearson band.
+    """Return the membership ROCs on log-log axes, the strongest with its exact pointwise 95 % band.
 
     The axes begin at the floor 1 / n: a rate below one false alarm cannot be observed.
 
@@ -46,15 +44,14 @@ def roc_band_figure(attacks: Sequence[AttackEntry], top: AttackEntry | None) -> 
     least = min(floor, *(1 / n[0] for _, n in drawn))
     axes.plot([floor, 1], [floor, 1], color="0.55", linestyle=":", label="guessing")
     others = iter(_OTHERS * len(drawn))
-    for attack, (members, _) in drawn:
+    for attack, (members, nonmembers) in drawn:
         rates = _steps(attack.roc, floor)
         xs, ys = [x for x, _ in rates], [max(y, least) for _, y in rates]
         if top is not None and attack.name == top.name:
-            found = torch.tensor([round(y * members) for _, y in rates])
-            low, high = clopper_pearson(found, torch.full_like(found, members))
+            ends = [tpr_interval_on_roc(attack.roc, members, nonmembers, x) for x in xs]
             axes.fill_between(
-                xs, low.clamp_min(least).tolist(), high.tolist(),
-                step="post", color=_MEMBER, alpha=0.16, linewidth=0, label="95 % band (Clopper-Pearson)",
+                xs, [max(low, least) for low, _ in ends], [high for _, high in ends],
+                step="post", color=_MEMBER, alpha=0.16, linewidth=0, label="95 % band (exact, at each rate)",
             )  # fmt: skip
             axes.plot(xs, ys, drawstyle="steps-post", color=_MEMBER, linewidth=1.9, zorder=3,
                       label=_text(f"{attack.name} (strongest)"))  # fmt: skip

@@ -150,6 +150,17 @@ class RecordSummary(_Part):
     member_flag_counts: list[int]
     nonmember_flag_counts: list[int]
 
+    @model_validator(mode="after")
+    def _counts_add_up(self) -> "RecordSummary":
+        sides = {"member": self.n_member, "nonmember": self.n_nonmember}
+        for side, n in sides.items():
+            counts: list[int] = getattr(self, f"{side}_flag_counts")
+            if len(counts) != len(self.flagging_attacks) + 1 or min(counts) < 0 or sum(counts) != n or n < 1:
+                raise ValueError(
+                    f"{side}_flag_counts must count {n} records, at least 1, by 0 to {len(self.flagging_attacks)} attacks"
+                )
+        return self
+
 
 class Claims(_Part):
     """A claim of differential privacy, with where it was found."""

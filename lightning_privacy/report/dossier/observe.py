@@ -6,7 +6,7 @@ from lightning_privacy.metrics.membership import null_auroc_sd
 from lightning_privacy.report.dossier.models import AttackEntry, Evidence, Number
 from lightning_privacy.report.dossier.newcombe import newcombe_difference
 
-__all__ = ["attack_number", "auroc_p_value", "run_number", "sides"]
+__all__ = ["attack_number", "auroc_p_value", "run_number", "sides", "smallest_p_value"]
 
 _SIGNIFICANT = 0.05  # the level at which SACRO-ML calls an AUROC significant
 
@@ -53,6 +53,25 @@ def auroc_p_value(auroc: float, n_member: int, n_nonmember: int) -> float:
     return 0.5 * math.erfc((auroc - 0.5) / null_auroc_sd(n_member, n_nonmember) / math.sqrt(2))
 
 
+def smallest_p_value(n_member: int, n_nonmember: int) -> float:
+    """Return the one-sided p-value of a perfect attack: the larger of the exact one and that of `auroc_p_value`.
+
+    Args:
+        n_member: Members evaluated, at least 1.
+        n_nonmember: Non-members evaluated, at least 1.
+
+    Example:
+        >>> smallest_p_value(3, 3), round(smallest_p_value(4, 4), 4)
+        (0.05, 0.0143)
+
+    Source:
+        One of the C(m + n, m) equally likely orders of the records is perfect (H. B. Mann and D. R. Whitney, Annals of
+        Mathematical Statistics 18 (1947) 50).
+    """
+    fewer = min(n_member, n_nonmember, 30)  # beyond 30 either is below 1e-17, and the count has thousands of digits
+    return max(1 / math.comb(n_member + n_nonmember, fewer), auroc_p_value(1.0, n_member, n_nonmember))
+
+
 def sides(attack: AttackEntry) -> tuple[int, int] | None:
     """Return the numbers of members and non-members that an attack was judged on, or None where it does not say."""
     others = [count for role, count in attack.n.items() if role != "member"]
@@ -67,6 +86,11 @@ def _auroc_if_significant(attack: AttackEntry) -> Number:
         return auroc
     if counts is None:
         return _none(f"`{attack.name}` does not say on how many members and non-members it was judged")
+    if smallest_p_value(*counts) >= _SIGNIFICANT:
+        return _none(
+            f"`{attack.name}` was judged on {counts[0]} members and {counts[1]} non-members, of which even a perfect attack "
+            "is not significant at 5 %"
+        )
     if auroc_p_value(auroc.value, *counts) < _SIGNIFICANT:
         return auroc
     return Number(value=0.5, method="not significant at 5 %")

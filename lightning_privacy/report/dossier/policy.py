@@ -1,14 +1,15 @@
 """Release policies: which number of which attack must stay within which limit, and where that limit comes from."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from lightning_privacy.errors import InputError
 from lightning_privacy.report.dossier.metric_names import FAMILIES, check_metric, is_of_run
+from lightning_privacy.report.yaml_file import read_yaml
 from lightning_privacy.resources import configs_folder
 
 __all__ = ["CLAIMED_EPSILON", "Policy", "Rule", "first_problem", "load_policy", "policy_names"]
@@ -30,7 +31,8 @@ class Rule(BaseModel):
             nothing for a metric of the run.
         op: Comparison that makes the rule hit. ``>`` and ``>=`` limit a risk, ``<`` and ``<=`` demand a utility.
         threshold: A number, or ``claimed_epsilon``.
-        use: End of the 95 % interval that is compared, or the estimate itself.
+        use: End of the 95 % interval that is compared, or the estimate itself. Where not given, the end that speaks
+            against the model: the upper one for ``>`` and ``>=``, the lower one for ``<`` and ``<=``.
         severity: ``block`` forbids the release, ``warn`` asks for a person's decision.
         missing: What follows where there is no valid evidence: ``insufficient_evidence``, or ``conditional`` for a warning
             that not every model can be asked for. Neither is a release.
@@ -44,10 +46,17 @@ class Rule(BaseModel):
     attacks: Literal["all", "strongest"] | list[str] | None = None
     op: Literal[">", ">=", "<", "<="] = ">"
     threshold: float | Literal["claimed_epsilon"]
-    use: Literal["upper_ci", "lower_ci", "point"] = "upper_ci"
+    use: Literal["upper_ci", "lower_ci", "point"] = Field(default_factory=lambda rule: _unfavourable_end(rule))
     severity: Literal["block", "warn"]
     missing: Literal["insufficient_evidence", "conditional"] = "insufficient_evidence"
     origin: str = Field(min_length=1)
+
+    @field_validator("threshold", mode="before")
+    @classmethod
+    def _no_flag(cls, threshold: Any) -> Any:
+        if isinstance(threshold, bool):
+            raise ValueError("a threshold is a number or `claimed_epsilon`, not true or false")
+        return threshold
 
 
 class Policy(BaseModel):
@@ -67,6 +76,10 @@ class Policy(BaseModel):
     description: str = ""
     required_attacks: list[str] = []
     rules: list[Rule] = Field(min_length=1)
+
+
+def _unfavourable_end(rule: Mapping[str, Any]) -> Literal["upper_ci", "lower_ci"]:
+    return "lower_ci" if rule.get("op") in ("<", "<=") else "upper_ci"
 
 
 def policy_names() -> list[str]:
@@ -95,10 +108,7 @@ def load_policy(name: str | os.PathLike[str]) -> Policy:
                 f"There is no policy `{name}`: it is no file, and shipped are {', '.join(policy_names())}."
             )
         path = configs_folder() / "policies" / f"{name}.yaml"
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as wrong:
-        raise InputError(f"The policy {path} cannot be read as YAML: {' '.join(str(wrong).split())}.") from wrong
+    raw = read_yaml(path, "The policy")
     if not isinstance(raw, dict):
         raise InputError(f"The policy {path} is no mapping with `name`, `version` and `rules`.")
     try:
@@ -171,6 +181,18 @@ def _check(policy: Policy, path: Path) -> None:
             raise InputError(f"{said} asks for the strongest attack, but every bound of epsilon counts; write `all`.")
         if rule.threshold == CLAIMED_EPSILON and rule.metric != "epsilon_lower":
             raise InputError(f"{said} compares {rule.metric} with the claimed epsilon; only epsilon_lower can be.")
+        if rule.threshold == CLAIMED_EPSILON and rule.op in ("<", "<="):
+            raise InputError(
+                f'{said} is hit by bounds below the claimed epsilon, which break nothing; write `op: ">"`.'
+            )
+        favourable = {">": "lower_ci", ">=": "lower_ci", "<": "upper_ci", "<=": "upper_ci"}[rule.op]
+        if rule.use == favourable and (rule.severity == "block" or rule.op in ("<", "<=")):
+            end = "lower" if favourable == "lower_ci" else "upper"
+            right = "point" if rule.metric == "epsilon_lower" else _unfavourable_end({"op": rule.op})
+            raise InputError(
+                f"{said} compares the {end} end by `{rule.op}`: the end that speaks for the model, so that few records "
+                f"release it. Write `use: {right}`."
+            )
         if rule.attacks == []:
             raise InputError(f"{said} selects no attack; name some, or write `all` or `strongest`.")
         if rule.missing == "conditional" and rule.severity == "block":

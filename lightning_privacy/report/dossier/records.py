@@ -3,7 +3,7 @@
 import hashlib
 import hmac
 import os
-import secrets
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lightning_privacy.core.npz_file import read_npz
 from lightning_privacy.core.results import AttackResult
-from lightning_privacy.errors import InputError
 from lightning_privacy.report.dossier.models import RecordSummary, ScoreSummary
 
-__all__ = ["RecordTable", "load_records", "record_table", "run_secret", "salt_of", "save_records"]
+__all__ = ["RecordTable", "load_records", "record_table", "save_records"]
 
 _QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)  # chosen here: never the extremes, each of which is one record's score
 _ID_DIGITS = 32  # 128 bits: no two records of any dataset share an id
@@ -134,7 +134,7 @@ def save_records(path: Path, table: RecordTable, salt: bytes) -> str:
     ids = np.array([_salted(name, salt) for name in table.names])
     order = np.argsort(ids)
     attacks = list(table.scores)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         with temporary.open("wb") as file:
             np.savez_compressed(
@@ -160,47 +160,7 @@ def load_records(path: str | os.PathLike[str]) -> dict[str, NDArray[Any]]:
     Raises:
         InputError: it cannot be read.
     """
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError) as wrong:
-        raise InputError(f"{path} is no table of records: {wrong}.") from wrong
-
-
-def run_secret(folder: Path) -> bytes:
-    """Return the secret of a run from which its salts derive; made at first, kept in a file that only its owner reads.
-
-    Args:
-        folder: The run's folder.
-
-    Raises:
-        InputError: the file is damaged.
-    """
-    path = folder / "dossier_secret"
-    if not path.exists():
-        try:
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        except FileExistsError:
-            return run_secret(folder)  # another process was quicker
-        with os.fdopen(descriptor, "w") as file:
-            file.write(secrets.token_hex(32) + "\n")
-    try:
-        made = bytes.fromhex(path.read_text(encoding="utf-8").strip())
-    except ValueError as wrong:
-        raise InputError(f"{path} is damaged. Remove it: a new one gives the records other salted ids.") from wrong
-    if len(made) != 32:
-        raise InputError(f"{path} is damaged. Remove it: a new one gives the records other salted ids.")
-    return made
-
-
-def salt_of(secret: bytes, content: str) -> bytes:
-    """Return the salt of one dossier: the same for the same content, unrelated for any other.
-
-    Args:
-        secret: The run's.
-        content: Hash of what the dossier says, so that two dossiers of a run cannot be joined record by record.
-    """
-    return hmac.new(secret, b"dossier salt " + content.encode(), hashlib.sha256).digest()
+    return read_npz(path, "table of records")
 
 
 def _salted(name: str, salt: bytes) -> str:

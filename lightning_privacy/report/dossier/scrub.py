@@ -1,4 +1,4 @@
-"""What must not leave with a dossier: absolute paths, keys, lists of records."""
+"""What must not leave with a dossier: absolute paths, secrets, lists of records."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -6,23 +6,20 @@ from pathlib import Path
 from typing import Any
 
 from lightning_privacy.errors import InputError
+from lightning_privacy.report.dossier.scrub_paths import cut_path, scrub_paths
+from lightning_privacy.report.dossier.scrub_secrets import WITHHELD, is_secret_name, scrub_secrets
 
 __all__ = ["check_releasable", "scrub_settings", "scrub_text"]
 
-WITHHELD = "<withheld>"
-_SECRET = re.compile(
-    r"(^|_)(key|secret|token|password|passphrase|prompt|vault|salt)(s|_file|_path|_ref)?$", re.IGNORECASE
-)
 _RECORDS = {"roles", "member_scores", "nonmember_scores", "member_ids", "nonmember_ids", "record_ids"}
 _MOST_ENTRIES = 64  # chosen here: longer than any list of settings, shorter than any list of records
-# A word that begins with /, ~/ or a drive and has one more part; not the middle of a URL, of a/b or of 1/n.
-_PATH = re.compile(r"(?<![\w.:/\\<~])(?:~|[A-Za-z]:)?[/\\][\w.+@%-]+(?:[/\\][\w.+@%-]*)+")
-_HOME = re.compile(r"(?<![\w.:/\\])~[/\\][\w.+@%-]*")
+_WHOLE = re.compile(r"(?:[/~\\]|[A-Za-z]:[/\\])[^'\"`\n]*")
 _LONG_ID = 16  # shorter ids, such as 12, are also ordinary numbers
+_LONG_PREFIX = 12  # of a hexadecimal id: 48 bits, which no other number of a dossier shares by chance
 
 
 def scrub_text(text: str, folder: Path | None = None) -> str:
-    """Return a text in which absolute paths are cut to their last part.
+    """Return a text without secrets, in which absolute paths are cut to their last part.
 
     Args:
         text: Any sentence.
@@ -32,11 +29,7 @@ def scrub_text(text: str, folder: Path | None = None) -> str:
         >>> scrub_text("read from /home/ann/data/faces.zip at 1/n")
         'read from <path>/faces.zip at 1/n'
     """
-    for known in (folder.resolve() if folder else None, Path.home()):
-        if known is not None and len(known.parts) > 1:
-            text = text.replace(str(known) + "/", "<path>/").replace(str(known), f"<path>/{known.name}")
-    text = _PATH.sub(lambda found: "<path>/" + re.split(r"[/\\]", found[0].rstrip("/\\"))[-1], text)
-    return _HOME.sub(lambda found: "<path>/" + found[0][2:], text)
+    return scrub_paths(scrub_secrets(text), folder)
 
 
 def scrub_settings(value: Any, folder: Path | None = None) -> Any:
@@ -51,10 +44,10 @@ def scrub_settings(value: Any, folder: Path | None = None) -> Any:
         {'lr': 0.1, 'prompt': '<withheld>', 'data': {'root': '<path>/faces'}}
     """
     if isinstance(value, Mapping):
-        return {str(k): _entry(str(k), v, folder) for k, v in value.items()}
+        return {scrub_text(str(k), folder): _entry(str(k), v, folder) for k, v in value.items()}
     if isinstance(value, str):
-        whole = value.startswith(("/", "~")) or re.match(r"[A-Za-z]:[/\\]", value)
-        return "<path>/" + re.split(r"[/\\]", value.rstrip("/\\"))[-1] if whole else scrub_text(value, folder)
+        # a path that is the whole value may hold spaces
+        return cut_path(scrub_secrets(value)) if _WHOLE.fullmatch(value) else scrub_text(value, folder)
     if isinstance(value, Sequence):
         if len(value) > _MOST_ENTRIES:
             return f"<{len(value)} entries left out>"
@@ -80,15 +73,26 @@ def check_releasable(text: str, record_ids: Sequence[str] = (), secrets: Sequenc
         raise InputError(f"The dossier would name {home}; remove that path from the results or the configuration.")
     if any(secret in text for secret in secrets if secret):
         raise InputError("The dossier would contain the salt of its record ids, and was not written.")
-    words = set(re.findall(rf"[\w.:-]{{{_LONG_ID},}}", text))
-    named = words & {i for i in record_ids if len(i) >= _LONG_ID}
+    named = _named(text, record_ids)
     if named:
         raise InputError(
-            f"The dossier would name {len(named)} of the run's records; remove their ids from the notes of the results."
+            f"The dossier would name {named} of the run's records; remove their ids from the notes of the results."
         )
 
 
+def _named(text: str, record_ids: Sequence[str]) -> int:
+    """Return how many records a text names, by their whole id wherever it stands, or by the beginning of a hash."""
+    ids = {i for i in record_ids if len(i) >= _LONG_ID}
+    lengths = {len(i) for i in ids}
+    words = set(re.findall(rf"[\w.:-]{{{_LONG_ID},}}", text))
+    parts = {word[k : k + n] for word in words for n in lengths for k in range(len(word) - n + 1)}
+    found = ids & parts
+    hashes = {i.lower()[:_LONG_PREFIX]: i for i in ids if re.fullmatch(r"[0-9a-fA-F]+", i)}
+    runs = re.findall(rf"[0-9a-f]{{{_LONG_PREFIX},}}", text.lower())
+    return len(found | {hashes[run[:_LONG_PREFIX]] for run in runs if run[:_LONG_PREFIX] in hashes})
+
+
 def _entry(name: str, value: Any, folder: Path | None) -> Any:
-    if value is not None and (_SECRET.search(name) or name in _RECORDS):
+    if value is not None and (is_secret_name(name) or name in _RECORDS):
         return WITHHELD
     return scrub_settings(value, folder)

@@ -13,9 +13,10 @@ from lightning_privacy.report.dossier.html import render_html
 from lightning_privacy.report.dossier.model_card import render_model_card
 from lightning_privacy.report.dossier.models import Artifact, ReleaseDossier
 from lightning_privacy.report.dossier.pdf import write_pdf
-from lightning_privacy.report.dossier.records import run_secret, salt_of, save_records
+from lightning_privacy.report.dossier.records import save_records
+from lightning_privacy.report.dossier.run_secret import run_secret, salt_of
 from lightning_privacy.report.dossier.scrub import check_releasable
-from lightning_privacy.report.dossier.subject import record_ids
+from lightning_privacy.report.dossier.split_record import record_ids
 
 __all__ = ["FILES", "write_dossier"]
 
@@ -44,17 +45,38 @@ def write_dossier(built: Built, run: RunFolder, folder: Path, pdf: bool = False)
         folder.mkdir(parents=True, exist_ok=True)
         staging = Path(tempfile.mkdtemp(prefix=".dossier-", dir=folder))
     except OSError as wrong:
-        raise InputError(f"The dossier cannot be written to {folder}: {wrong.strerror}.") from wrong
+        raise _unwritable(folder, wrong) from wrong
     try:
+        _check_targets(folder)
         dossier = _write_parts(built, run, staging, pdf)
-        for name in FILES:
-            if (staging / name).is_file():
-                os.replace(staging / name, folder / name)
-            else:  # of an earlier dossier, and not of this one
-                (folder / name).unlink(missing_ok=True)
+        _check_targets(folder)  # again, after what may have taken minutes
+        _put_in_place(staging, folder)
         return dossier
+    except (OSError, UnicodeEncodeError) as wrong:
+        raise _unwritable(folder, wrong) from wrong
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def _check_targets(folder: Path) -> None:
+    """Refuse before the first file is replaced what would stop at a later one."""
+    blocked = [folder / name for name in FILES if (folder / name).is_dir() and not (folder / name).is_symlink()]
+    if blocked:
+        raise InputError(
+            f"{blocked[0]} is a folder, where a file of the dossier goes. Remove it, or give another --out."
+        )
+
+
+def _put_in_place(staging: Path, folder: Path) -> None:
+    for name in FILES:
+        if (staging / name).is_file():
+            os.replace(staging / name, folder / name)
+        else:  # of an earlier dossier, and not of this one
+            (folder / name).unlink(missing_ok=True)
+
+
+def _unwritable(folder: Path, wrong: OSError | UnicodeEncodeError) -> InputError:
+    return InputError(f"The dossier cannot be written to {folder}: {getattr(wrong, 'strerror', None) or wrong}.")
 
 
 def _write_parts(built: Built, run: RunFolder, staging: Path, pdf: bool) -> ReleaseDossier:
