@@ -17,14 +17,15 @@ from lightning_privacy.errors import InputError
 from lightning_privacy.shadows.build import Build, build_shadow, seeded, shadow_seed
 from lightning_privacy.shadows.canonical import digest
 from lightning_privacy.shadows.evidence import ShadowEvidence
-from lightning_privacy.shadows.key import data_parts, module_parts, observation_parts, split_parts
+from lightning_privacy.shadows.key import build_parts, data_parts, module_parts, observation_parts, split_parts
 from lightning_privacy.shadows.observe import observe_one
 from lightning_privacy.shadows.refusals import CannotStack, why_not
 from lightning_privacy.shadows.sequential import check_trainer, train_one, training_seed
 from lightning_privacy.shadows.shadow_split import Records, ShadowSplit, shadow_roles
 from lightning_privacy.shadows.sharing import resolve_share, wait_for_all
+from lightning_privacy.shadows.steady import blanked, steady
 from lightning_privacy.shadows.vectorised import Job, train_stacked
-from lightning_privacy.shadows.weight_files import read_tensors, write_tensors
+from lightning_privacy.shadows.weight_files import read_tensors, remove_abandoned, write_tensors
 
 __all__ = ["ShadowPool"]
 
@@ -36,12 +37,18 @@ class ShadowPool:
 
     Shadow 2j trains on a random half and shadow 2j + 1 on the other, so that every record is IN exactly half of them; a
     shadow is a function of the seed and its number, so that a larger pool reuses a smaller one. Each is one file, named
-    by a digest of all that its weights are a function of (records, initial weights, code, settings, versions): a change
-    in any of them trains anew, and an interruption loses the model or the models in work. Each ``validation`` of the
-    target is repeated, because early stopping may depend on it; ``limit_val_batches=0`` saves that time.
+    by a digest of all that its weights are a function of: the records with their labels, the initial weights, every
+    attribute of the module, its layers and its defences, the trainer's arguments, the versions of torch, Lightning,
+    NumPy and any file of this package, and the user's files that hold the classes and functions in use, with the user's
+    files that these import. A change in any of them trains anew, a new version of this package too, and an edit of a
+    script that holds the module beside other things; an interruption loses the model or the models in work. Numbers
+    that the code reads from elsewhere (a file, the environment, a global set at run time) belong into ``signature``. Each
+    ``validation`` of the target is repeated, because early stopping may depend on it; ``limit_val_batches=0`` saves
+    that time.
 
-    Training at once agrees with training one after the other up to rounding (1e-5 after short runs), and both share
-    their files.
+    Training at once and training one after the other do the same steps in another order of sums, and share their files.
+    In float64 they agree to 1e-7; in float32 small networks agree to 1e-5 after short runs, but rounding grows with
+    every step in deep ones (a ResNet differs by 3e-2 after 4 steps), as it does between two devices.
 
     Args:
         build: Function from a seed to an untrained module and its defences, fresh ones (``Defence.fresh``) each time.
@@ -56,10 +63,10 @@ class ShadowPool:
         batch_size: Records a training batch; None for the split's. Where the target trains on several processes, give
             the product.
         signature: Text that is part of every key, such as the run's configuration. With it, settings that have no plain
-            form stand in the key by their class alone.
+            form (a lock, an open file) stand in the key by their class alone; without it, they are an error.
 
     Raises:
-        InputError: an argument is impossible.
+        InputError: an argument is impossible, or, when a key is made, a setting has no form that a key can hold.
         SplitError: the split is not set up, or its data changed.
 
     Example:
@@ -92,10 +99,12 @@ class ShadowPool:
         check_trainer(trainer)
         self.build, self.split, self.count, self.trainer = build, split, count, dict(trainer)
         self.folder, self.seed, self.roles = Path(folder), seed, tuple(roles)
-        self.vectorised, self.batch_size, self.signature = vectorised, batch_size, signature
+        self.vectorised, self.batch_size, self.signature = vectorised, batch_size, signature or None
         self.records = Records.of(split, self.roles)
         self._common: dict[str, Any] = {}
         self._parts: dict[int, dict[str, Any]] = {}
+        self._example: dict[str, Any] = {}
+        remove_abandoned(self.folder)
         self._whole: set[int] = set()
 
     def data(self, shadow: int) -> ShadowSplit:
@@ -107,20 +116,25 @@ class ShadowPool:
     def parts(self, shadow: int) -> dict[str, Any]:
         """Return what the weights of one shadow model are a function of, as plain values."""
         if shadow not in self._parts:
-            loose = self.signature is not None
             with alone():
-                self._common = self._common or data_parts(self.records, self.batch_size, loose)
-                module, callbacks = build_shadow(self.build, shadow_seed(self.seed, shadow))
-                with seeded(training_seed(shadow_seed(self.seed, shadow))):
-                    module.configure_model()  # where many modules draw their first weights
+                if not self._common:
+                    common = data_parts(self.records, self.batch_size, self.signature is not None)
+                    self._common = {**common, **build_parts(self.build)}
+                    self._example = steady(self._built(0), self._built(0))
                 self._parts[shadow] = {
                     **self._common,
                     **split_parts(self.data(shadow)),
-                    **module_parts(module, callbacks, self.trainer, loose),
+                    **blanked(self._built(shadow), {**self._example, "initial": None}),
                     "seed": shadow_seed(self.seed, shadow),
                     "signature": self.signature,
                 }
         return self._parts[shadow]
+
+    def _built(self, shadow: int) -> dict[str, Any]:
+        module, callbacks = build_shadow(self.build, shadow_seed(self.seed, shadow))
+        with seeded(training_seed(shadow_seed(self.seed, shadow))):
+            module.configure_model()  # where many modules draw their first weights
+        return module_parts(module, callbacks, self.trainer, self.signature is not None)
 
     def path(self, shadow: int) -> Path:
         """Return the file of one shadow model, whether it is there or not."""

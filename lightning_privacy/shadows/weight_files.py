@@ -2,9 +2,12 @@
 
 import json
 import os
+import re
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -13,9 +16,11 @@ from torch import Tensor
 from lightning_privacy.errors import InputError
 from lightning_privacy.shadows.canonical import digest, state_digest
 
-__all__ = ["read_tensors", "write_tensors"]
+__all__ = ["read_tensors", "remove_abandoned", "write_tensors"]
 
 _ENTRY = "lightning_privacy"
+_PART = re.compile(r"\..+\.safetensors\.([0-9a-f]{32}|[0-9]+)")  # digits: a process's number, by earlier versions
+ABANDONED = 24 * 3600  # seconds, chosen here: longer than any file takes to write, on clocks that disagree
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Any], parts: Mapping[str, Any], **notes: str) -> None:
@@ -40,7 +45,8 @@ def write_tensors(path: Path, tensors: Mapping[str, Any], parts: Mapping[str, An
     told = {"key": digest(parts), "tensors": state_digest(plain), "parts": parts, **notes}
     metadata = {_ENTRY: json.dumps(told, sort_keys=True)}  # one entry: the format does not keep the order of several
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}")
+    # A process's number is not enough: containers and machines that share the folder have their own.
+    part = path.with_name(f".{path.name}.{uuid4().hex}")
     try:
         save_file(plain, part, metadata=metadata)
         with part.open("rb") as file:
@@ -48,6 +54,20 @@ def write_tensors(path: Path, tensors: Mapping[str, Any], parts: Mapping[str, An
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Remove what writers left that were killed more than a day ago; whole files stay.
+
+    Args:
+        folder: Of the tensor files; it need not exist.
+    """
+    for part in folder.glob(".*.safetensors.*"):
+        try:
+            if _PART.fullmatch(part.name) and time.time() - part.stat().st_mtime > ABANDONED:
+                part.unlink()
+        except OSError:  # another process removed it first, or it is another user's to remove
+            continue
 
 
 def read_tensors(path: Path, key: str) -> dict[str, Tensor] | None:

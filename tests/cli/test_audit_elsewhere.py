@@ -12,7 +12,7 @@ from lightning_privacy.datamodules import Digits
 from lightning_privacy.modules import ImageClassifier
 from lightning_privacy.report.dossier import load_dossier
 
-ROLES = {"member": list(range(0, 120)), "attack_nonmember": list(range(120, 180)), "holdout": list(range(180, 300))}
+ROLES = {"member": list(range(120)), "attack_nonmember": list(range(120, 180)), "holdout": list(range(180, 300))}
 NETWORK = {"network": "small_cnn", "classes": 10, "channels": 1, "image_size": 8}
 ATTACK = {"attacks": ["averaged_loss", "scaled_confidence"], "bootstrap": 20}
 

@@ -13,7 +13,14 @@ from lightning_privacy.core.run_folder import RunFolder
 
 RECIPE = str(resources.recipes_folder() / "audit_faces_classifier.yaml")
 AUDIT = ["--audits.membership.attacks=[averaged_loss,rmia_online]", "--audits.structural={}"]
-AUDIT += ["--audits.membership.bootstrap", "20", "--audits.membership.shadows", "2", "--audits.structural.bootstrap", "20"]
+AUDIT += [
+    "--audits.membership.bootstrap",
+    "20",
+    "--audits.membership.shadows",
+    "2",
+    "--audits.structural.bootstrap",
+    "20",
+]
 COMMAND = ["-m", "lightning_privacy.cli", "audit", "two", *AUDIT]
 
 

@@ -90,6 +90,22 @@ def test_an_audit_in_the_last_epoch_does_not_stand_for_the_one_with_shadows(tmp_
     assert found["averaged_loss"] == found["lira_online"] == 2
 
 
+def test_an_audit_finds_the_shadow_models_of_the_training_wherever_its_records_lie_and_however_they_are_read(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    options = (*SMALL, *SHADOWS, "--audits.membership.queries", "1")
+    assert main(["fit", "--config", RECIPE, *options, "--run_dir", "run"]) == 0
+    made = weights()
+    assert len(made) == 2 * 4  # weights, and what they say of the records
+    shutil.move("run", "moved")
+    again = ("--again", "--data.inner.num_workers", "1", "--audits.membership.bootstrap", "20")
+    monkeypatch.setattr(pool, "train_one", None)
+    monkeypatch.setattr(pool, "train_stacked", None)
+    assert main(["audit", "moved", *again]) == 0, capsys.readouterr().err
+    assert {path.name for path in RunFolder("moved").path.glob("shadows/*.safetensors")} == set(made)
+
+
 def test_models_of_another_recipe_are_not_taken(run, capsys):
     assert audit("--shadows-only", "0/1") == 0
     before = weights()

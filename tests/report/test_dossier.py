@@ -113,11 +113,15 @@ def test_only_the_last_model_counts_and_attacks_that_stopped_running_are_missed(
 def test_a_rate_without_width_gets_the_exact_interval(make):
     metrics = {"tpr_at_fpr_0.01": Metric(0.0, 0.0, 0.0), "auroc": Metric(0.5, 0.4, 0.6)}
     drawn = toy_result(metrics=metrics)
-    number = built(make([drawn])).dossier.attacks[0].metrics["tpr_at_fpr_0.01"]
-    assert (number.low, number.high) == tpr_interval_on_roc(drawn.roc, drawn.n["member"], drawn.n["holdout"], 0.01)
-    found = replace(drawn, roc=())
-    number = built(make([found])).dossier.attacks[0].metrics["tpr_at_fpr_0.01"]
-    assert (number.low, number.high) == (0.0, pytest.approx(1 - 0.025 ** (1 / 400)))  # closed form at no success
+    numbers = [attack.metrics["tpr_at_fpr_0.01"] for attack in built(make([drawn, bare(drawn)])).dossier.attacks]
+    exact = tpr_interval_on_roc(drawn.roc, drawn.n["member"], drawn.n["holdout"], 0.01)
+    assert exact[0] > 0 and (numbers[0].low, numbers[0].high) == (0.0, exact[1])
+    closed_form = pytest.approx(1 - 0.025 ** (1 / 400))  # at no success, where no curve was kept
+    assert (numbers[1].low, numbers[1].high) == (0.0, closed_form)
+
+
+def bare(result):
+    return replace(result, attack="bare", roc=())
 
 
 @pytest.mark.parametrize(

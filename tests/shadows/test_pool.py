@@ -15,7 +15,7 @@ from lightning_privacy.datamodules import MembershipSplit
 from lightning_privacy.errors import InputError, MissingProtocolError
 from lightning_privacy.shadows import ShadowPool
 from lightning_privacy.shadows import sequential as sequential_file
-from lightning_privacy.shadows.canonical import canonical, class_sources, digest
+from lightning_privacy.shadows.canonical import digest
 from lightning_privacy.testing.toy_data import ToyImages
 
 TRAINER = {"max_epochs": 1, "accelerator": "cpu", "limit_val_batches": 0}
@@ -161,7 +161,7 @@ def test_a_file_says_in_clear_what_it_was_made_of(split, tmp_path):
         metadata = json.loads(file.metadata()["lightning_privacy"])
     parts = metadata["parts"]
     assert digest(parts) == metadata["key"] == pool.path(1).stem
-    assert parts["trainer"]["max_epochs"] == 1 and parts["module_args"]["lr"] == 0.05
+    assert parts["trainer"]["max_epochs"] == 1 and parts["structure"][0][2]["lr"] == 0.05
     inside = pool.records.inside(0, 1)
     assert parts["in"] == sorted(split.record_ids[i] for i, is_in in inside.items() if is_in)
     assert metadata["trained"] == "one by one"
@@ -219,35 +219,3 @@ def test_impossible_arguments_are_refused(split, tmp_path):
         ShadowPool(lambda seed: (Mute(seed=seed), []), split, 2, trainer=TRAINER, folder=tmp_path).observe()
     with pytest.raises(InputError, match="1 to 18 views"):
         ShadowPool(build, split, 2, trainer=TRAINER, folder=tmp_path).observe(queries=19)
-
-
-def test_settings_without_a_plain_form_need_a_signature(split, tmp_path):
-    class Opaque:
-        __slots__ = ()
-
-    def with_opaque(seed):
-        module = Linear(seed=seed)
-        module.lr = module.hparams["lr"] = Opaque()
-        return module, []
-
-    with pytest.raises(InputError, match="Linear.lr` holds a .*Opaque.*signature"):
-        ShadowPool(with_opaque, split, 2, trainer=TRAINER, folder=tmp_path).path(0)
-    ShadowPool(with_opaque, split, 2, trainer=TRAINER, folder=tmp_path, signature="opaque").path(0)
-
-
-def test_canonical_forms_tell_functions_apart():
-    def made(factor):
-        return lambda x: factor * x
-
-    one, same, other = (canonical(made(f), "f") for f in (1, 1, 2))
-    assert one == same != other
-    assert class_sources([Linear]).keys() == {f"{Linear.__module__}:Linear"}
-
-
-def test_classes_that_are_in_no_file_are_told_apart_by_their_instructions():
-    def typed(body):
-        space = {"__name__": "prompt"}
-        exec(f"class Typed:\n    def step(self):\n        return {body}", space)
-        return class_sources([space["Typed"]])
-
-    assert typed("1 + 1") == typed("1 + 1") != typed("1 + 2")

@@ -51,17 +51,29 @@ def trainer_arguments(trainer: L.Trainer, epochs: int) -> dict[str, Any]:
 
     Args:
         trainer: The target's.
-        epochs: How many the target was trained; early stopping and the like are thereby repeated, not redecided.
+        epochs: How many the target was trained; early stopping and the like are thereby repeated, not redecided. Where
+            the last of them was broken off, its optimizer steps count instead.
     """
+    length = {"max_epochs": -1, "max_steps": trainer.global_step} if _broken_off(trainer) else {"max_epochs": epochs}
     kinds = {CPUAccelerator: "cpu", CUDAAccelerator: "gpu"}
     return {
-        "max_epochs": epochs,
+        **length,
+        "limit_train_batches": trainer.limit_train_batches,
         "accelerator": kinds.get(type(trainer.accelerator), "auto"),
         "precision": trainer.precision,
         "gradient_clip_val": trainer.gradient_clip_val,
         "gradient_clip_algorithm": trainer.gradient_clip_algorithm,
         "accumulate_grad_batches": trainer.accumulate_grad_batches,
     }
+
+
+def _broken_off(trainer: L.Trainer) -> bool:
+    """Return whether the target's training ended within an epoch, after `max_steps`, `max_time` or an interruption."""
+    batches = trainer.fit_loop.epoch_loop.batch_progress
+    if batches.total.completed:  # after `fit`, or restored from the loops in a checkpoint
+        return not batches.is_last_batch
+    # A checkpoint of weights tells its step at most, and bare weights not even that.
+    return 0 < trainer.global_step == trainer.max_steps
 
 
 def shadow_pool(
@@ -73,7 +85,7 @@ def shadow_pool(
     epochs: int,
     folder: str | Path | None = None,
     seed: int = 0,
-    signature: str = "",
+    signature: str | None = None,
 ) -> Any:
     """Return the pool of a run's shadow models; nothing is trained yet.
 
@@ -85,7 +97,7 @@ def shadow_pool(
         epochs: Epochs of the target.
         folder: Of the cache; ``shadows`` in the run's folder if None.
         seed: Of the division into inside and outside, and of the shadows' own randomness.
-        signature: What else decides the outcome, such as the run's configuration.
+        signature: What else decides the outcome, such as the run's configuration; empty for nothing.
     """
     from lightning_privacy.shadows import ShadowPool
 
@@ -96,7 +108,7 @@ def shadow_pool(
         trainer=trainer_arguments(trainer, epochs),
         folder=Path(trainer.default_root_dir, "shadows") if folder is None else Path(folder),
         seed=seed,
-        signature=signature,
+        signature=signature or None,  # an empty one says nothing
     )
 
 

@@ -339,7 +339,9 @@ def test_two_ranks_share_the_search_and_agree_with_one(rank_pool):
 @pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers", "ignore:The number of training")
 def test_the_callback_runs_the_attack_where_it_is_named_and_says_what_it_cost(linear, split, trainer_of):
     audit = MembershipAudit(["averaged_loss", "boundary_distance"], boundary_queries=60, bootstrap=20)
-    linear.configure_optimizers = lambda: torch.optim.SGD(linear.parameters(), lr=0.0)  # it predicts every class already
+    linear.configure_optimizers = lambda: torch.optim.SGD(
+        linear.parameters(), lr=0.0
+    )  # it predicts every class already
     trainer_of(audit, max_epochs=1).fit(linear, datamodule=split)
     found = {result.attack: result for result in audit.last_results}
     cost = found["boundary_distance"].extra["label_queries"]
