@@ -1,6 +1,5 @@
 """A checkpoint that was trained elsewhere: what file it is, and how its weights come into our module."""
 
-import hashlib
 import json
 import pickle
 from collections.abc import Mapping
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from lightning_privacy.core.run_folder import RunFolder, write_atomically
 from lightning_privacy.errors import InputError
+from lightning_privacy.report.dossier.file_hash import file_hash
 
 __all__ = ["ForeignCheckpoint", "is_lightning", "load_weights", "read_checkpoint"]
 
@@ -39,9 +39,7 @@ class ForeignCheckpoint:
     @classmethod
     def of(cls, path: Path) -> "ForeignCheckpoint":
         """Read and describe a file."""
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        return cls(str(path.resolve()), digest, path.stat().st_size)
+        return cls(str(path.resolve()), file_hash(path), path.stat().st_size)
 
     @classmethod
     def kept_in(cls, folder: RunFolder) -> "ForeignCheckpoint | None":
