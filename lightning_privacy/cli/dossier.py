@@ -18,7 +18,8 @@ def run(verb: str, args: list[str]) -> int:
     parser = argparse.ArgumentParser(
         f"lightning-privacy {verb}",
         description="Gather what is known of a run's leak, decide under a policy, and write it down.",
-        epilog="Exits with 0 whatever the verdict is; `lightning-privacy gate` turns it into an exit code.",
+        epilog="Exits with 0 whatever the verdict is; `lightning-privacy gate` turns it into an exit code. To sign a dossier, "
+        "sign dossier.json, which names the hashes of the other files: `ssh-keygen -Y sign -n dossier -f KEY dossier.json`.",
     )
     parser.add_argument("run", type=Path, help="folder of a run")
     parser.add_argument("--policy", default="research-default", help="a shipped policy's name, or a YAML file")
@@ -26,17 +27,21 @@ def run(verb: str, args: list[str]) -> int:
     parser.add_argument(
         "--about", type=Path, help="YAML file with task, intended_use, out_of_scope, licence, owner, for the model card"
     )
+    parser.add_argument(
+        "--decisions", type=Path, help="YAML file with `waivers` of blocking rules and `signoff`, by people with names"
+    )
     parser.add_argument("--pdf", action="store_true", help="also print dossier.pdf, by a Chromium on the PATH")
     chosen = parser.parse_args(args)
     folder = RunFolder.open(chosen.run)
     from lightning_privacy.cli.gate import print_decision
     from lightning_privacy.report.dossier import build_dossier, load_policy, write_dossier
+    from lightning_privacy.report.dossier.decisions import load_decisions
     from lightning_privacy.report.dossier.pdf import find_chromium, run_chromium
 
     if chosen.pdf and find_chromium() is None:
         run_chromium(made=Path())  # refuses, before anything is computed
     policy = load_policy(chosen.policy)
-    built = build_dossier(folder, policy, about=_about(chosen.about))
+    built = build_dossier(folder, policy, about=_about(chosen.about), people=load_decisions(chosen.decisions))
     out = chosen.out or folder.path / "dossier"
     dossier = write_dossier(built, folder, out, pdf=chosen.pdf)
     print_decision(dossier.decision, policy)

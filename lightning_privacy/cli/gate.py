@@ -24,12 +24,18 @@ def run(verb: str, args: list[str]) -> int:
     )
     parser.add_argument("subject", type=Path, metavar="RUN|DOSSIER.json", help="folder of a run, or a dossier")
     parser.add_argument("--policy", default="research-default", help="a shipped policy's name, or a YAML file")
+    parser.add_argument(
+        "--decisions",
+        type=Path,
+        help="YAML file with `waivers` of blocking rules; those inside a dossier do not count here",
+    )
     chosen = parser.parse_args(args)
     from lightning_privacy.report.dossier.build import known_attacks
+    from lightning_privacy.report.dossier.decisions import load_decisions
     from lightning_privacy.report.dossier.verdict import EXIT_CODES, decide
 
     policy = load_policy(chosen.policy)
-    decision = decide(_evidence(chosen.subject, policy), policy, known_attacks())
+    decision = decide(_evidence(chosen.subject, policy), policy, known_attacks(), load_decisions(chosen.decisions))
     print_decision(decision, policy)
     return EXIT_CODES[decision.verdict]
 

@@ -65,6 +65,8 @@ class MembershipAudit(ResultAudit):
             protects least, to whoever reads the W&B project: for public data, or readers with a right to it.
         error_fn: Import path of a function (module, batch, draw) -> error of each sample, for a module without
             ``per_sample_error``.
+        subgroup: Key of the batches (or place, or import path of a function of a batch) that holds each record's subgroup,
+            a whole number; attacks are then judged by subgroup too, as they are by class and by loss.
 
     Raises:
         InputError: an attack is unknown, or a number is out of range.
@@ -90,6 +92,7 @@ class MembershipAudit(ResultAudit):
         shadow_folder: str | None = None,
         exposed: int = 0,  # chosen here: training pictures leave the machine only where somebody asks for it
         error_fn: str | Any | None = None,
+        subgroup: str | int | Any | None = None,
     ) -> None:
         super().__init__(every_n_epochs, at_end)
         for name in attacks or []:
@@ -103,7 +106,7 @@ class MembershipAudit(ResultAudit):
                 f"{bootstrap=}, {delta=}, {timesteps=}."
             )
         self.attacks, self.queries, self.boundary_queries = attacks, queries, boundary_queries
-        self.error_fn = error_fn
+        self.error_fn, self.subgroup = error_fn, subgroup
         self.draws, self.timesteps, self.seed, self.delta = draws, timesteps, seed, delta
         self.bootstrap, self.batch_size = bootstrap, batch_size
         self.shadows, self.shadow_build, self.shadow_folder = shadows, shadow_build, shadow_folder
@@ -157,6 +160,7 @@ class MembershipAudit(ResultAudit):
             boundary_queries=self.boundary_queries,
             delta=self.delta,
             shadows=evidence,
+            subgroup=self.subgroup,
             model=AuditedModel(
                 trainer.global_step, epoch, defences, notes, {"shadows": self.shadows} if shadows else None
             ),

@@ -21,8 +21,9 @@ from lightning_privacy.callbacks.audits.signals import (
     available_signals,
     compute_signals,
 )
+from lightning_privacy.callbacks.audits.slices import Parts, slice_scores, slices_of, subgroups_of
 from lightning_privacy.callbacks.audits.split_access import check_roles
-from lightning_privacy.callbacks.audits.untouched import on_rank_zero
+from lightning_privacy.callbacks.audits.untouched import on_rank_zero, untouched
 from lightning_privacy.core.results import AttackResult, MembershipAttack, Signals
 from lightning_privacy.errors import InputError
 from lightning_privacy.metrics.membership import membership_metrics, roc_curve
@@ -101,6 +102,7 @@ def audit_membership(
     boundary_queries: int = BOUNDARY_QUERIES,
     delta: float | int = 1e-5,
     shadows: Evidence | None = None,
+    subgroup: str | int | Any | None = None,
     model: AuditedModel | None = None,
 ) -> list[AttackResult]:
     """Attack a model: fit on ``aux_member`` against ``attack_nonmember``, judge on ``eval_member`` against ``holdout``.
@@ -124,6 +126,8 @@ def audit_membership(
         boundary_queries: Label queries a record, for an attack on the distance from the decision boundary.
         delta: At which the lower bound on epsilon is stated, corrected for the number of attacks.
         shadows: What shadow models say of the records, for the attacks that need them; under the same views.
+        subgroup: Where batches hold the subgroup of each record (a key, a place, or a function's import path), by which
+            every attack is also judged part by part, as it is by class and by loss.
         model: What the results say about the model.
 
     Returns:
@@ -156,7 +160,12 @@ def audit_membership(
     if shadows is not None:
         signals = with_shadows(signals, shadows)
     about = model or AuditedModel()
-    results = on_rank_zero(lambda: _attack(chosen, signals, split.split_hash, seed, bootstrap, delta, about))
+    groups = None
+    if subgroup is not None:
+        with untouched(module):  # a loader that augments draws from the run's random state
+            groups = subgroups_of(split, subgroup, ROLES[2]), subgroups_of(split, subgroup, ROLES[3])
+    parts = slices_of(signals[ROLES[2]], signals[ROLES[3]], groups)
+    results = on_rank_zero(lambda: _attack(chosen, signals, split.split_hash, seed, bootstrap, delta, about, parts))
     searched = {attack.name for attack in chosen if "boundary_distance" in attack.requires}
     return [_with_cost(result, boundary_queries, spent) if result.attack in searched else result for result in results]
 
@@ -176,6 +185,7 @@ def _attack(
     bootstrap: int,
     delta: float | int,
     model: AuditedModel,
+    parts: Parts,
 ) -> list[AttackResult]:
     fit_members, fit_nonmembers, members, nonmembers = (signals[role] for role in ROLES)
     fitted = {a.name: fit_attack(a, fit_members, fit_nonmembers, seed) for a in attacks}
@@ -210,6 +220,7 @@ def _attack(
                 extra={
                     **_extra(each, scores, fit_members, fit_nonmembers),
                     "delta": float(delta),
+                    "slices": slice_scores(parts, *scores),
                     **(model.extra or {}),
                 },
             )

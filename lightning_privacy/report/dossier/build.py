@@ -12,6 +12,7 @@ from lightning_privacy.attacks.membership.registry import MEMBERSHIP_ATTACKS
 from lightning_privacy.core.results import AttackResult
 from lightning_privacy.core.run_folder import RunFolder
 from lightning_privacy.report.dossier.claims import claims_of
+from lightning_privacy.report.dossier.decisions import PeopleDecisions
 from lightning_privacy.report.dossier.entries import attack_entry, measurement_entry
 from lightning_privacy.report.dossier.file_hash import file_hash
 from lightning_privacy.report.dossier.gaps import INSUFFICIENT, missing_evidence
@@ -30,7 +31,13 @@ from lightning_privacy.report.dossier.policy import Policy
 from lightning_privacy.report.dossier.records import RecordTable, record_table
 from lightning_privacy.report.dossier.scrub import scrub_text
 from lightning_privacy.report.dossier.split_record import data_card, split_gaps
-from lightning_privacy.report.dossier.subject import generalisation_gap, protections_of, results_hash, settings_of
+from lightning_privacy.report.dossier.subject import (
+    generalisation_gap,
+    parents_of,
+    protections_of,
+    results_hash,
+    settings_of,
+)
 from lightning_privacy.report.dossier.verdict import decide, strongest
 from lightning_privacy.report.dossier.weights import weights_of
 from lightning_privacy.report.summary import RunSummary, summarise
@@ -59,6 +66,7 @@ def build_dossier(
     policy: Policy,
     about: About | None = None,
     claims: Claims | None = None,
+    people: PeopleDecisions | None = None,
 ) -> Built:
     """Read a run's folder and decide under a policy.
 
@@ -67,12 +75,14 @@ def build_dossier(
         policy: The rules.
         about: What only the owner can say.
         claims: The claim of differential privacy; found in the run's measurements or settings where None.
+        people: Waivers and sign-offs.
 
     Returns:
         The dossier and its records; two builds of the same folder differ in id and time alone.
 
     Raises:
-        InputError: a file of the run cannot be read, or the policy names an unknown attack.
+        InputError: a file of the run cannot be read, or the policy names an unknown attack, or a waiver a rule that
+            cannot be waived.
     """
     summary = summarise(run)
     here = [r for r in summary.results if r.step == summary.steps]
@@ -119,8 +129,9 @@ def build_dossier(
             **{p.name: file_hash(p) for p in (run.config, run.measurements_file) if p.is_file()},
             **({run.results_file.name: results_hash(run)} if run.results_file.is_file() else {}),
         },
+        parents=parents_of(summary.settings),
     )
-    decision = decide(dossier, policy, known_attacks())
+    decision = decide(dossier, policy, known_attacks(), people)
     return Built(dossier.model_copy(update={"decision": decision}), table)
 
 

@@ -11,12 +11,12 @@ from lightning_privacy.core.results import AttackResult, Metric
 from lightning_privacy.errors import InputError
 from lightning_privacy.metrics.functional.binomial import clopper_pearson
 from lightning_privacy.metrics.functional.low_fpr import tpr_interval_on_roc
-from lightning_privacy.report.dossier.models import AttackEntry, Histogram, Measurement, Number
+from lightning_privacy.report.dossier.models import AttackEntry, Histogram, Measurement, Number, Slice
 from lightning_privacy.report.dossier.scrub import scrub_settings, scrub_text
 
 __all__ = ["attack_entry", "histogram", "measurement_entry"]
 
-_SCORES = {"member_scores", "nonmember_scores", "member_ids", "nonmember_ids", "failed"}
+_SCORES = {"member_scores", "nonmember_scores", "member_ids", "nonmember_ids", "failed", "slices"}
 _SHARES = ("auroc", "balanced_accuracy", "ppv_at_prior_", "tpr_at_fpr_")
 _BINS = 30  # chosen here: wide enough for some tens of records a side
 
@@ -55,9 +55,30 @@ def attack_entry(result: AttackResult, strongest: bool, folder: Path) -> AttackE
         metrics={name: _number(name, metric, folder, result) for name, metric in result.metrics.items()},
         roc=[(x, y) for x, y in result.roc if math.isfinite(x) and math.isfinite(y)],
         histogram=histogram(member, nonmember) if strongest and member and nonmember else None,
+        slices=_slices(result, folder),
         settings=scrub_settings({k: v for k, v in result.extra.items() if k not in _SCORES}, folder),
         notes=[scrub_text(note, folder) for note in result.notes],
     )
+
+
+def _slices(result: AttackResult, folder: Path) -> list[Slice]:
+    try:
+        return [
+            Slice(
+                by=each["by"],
+                value=scrub_text(str(each["value"]), folder),
+                n=each["n"],
+                auroc=_number("auroc", Metric(**each["auroc"]), folder).model_copy(
+                    update={"level": each["level"], "method": "DeLong, logit scale"}
+                ),
+            )
+            for each in result.extra.get("slices") or ()
+        ]
+    except (KeyError, TypeError, ValueError) as wrong:
+        raise InputError(
+            f"The `slices` of the attack `{result.attack}` at step {result.step} cannot be read. Correct or remove that line "
+            "of results.jsonl."
+        ) from wrong
 
 
 def measurement_entry(line: Mapping[str, Any], folder: Path) -> Measurement:

@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
+from lightning_privacy.report.dossier.decisions import SignOff, Waiver
 from lightning_privacy.report.dossier.policy import Policy
 
 __all__ = [
@@ -18,10 +19,12 @@ __all__ = [
     "Histogram",
     "Measurement",
     "Number",
+    "Parent",
     "Protection",
     "RecordSummary",
     "ReleaseDossier",
     "ScoreSummary",
+    "Slice",
     "Verdict",
 ]
 
@@ -71,6 +74,22 @@ class Histogram(_Part):
     nonmember: list[int]
 
 
+class Slice(_Part):
+    """An attack on some of the records alone.
+
+    Args:
+        by: What divides the records: ``class``, ``subgroup`` or ``loss_quantile``.
+        value: Which part this is.
+        n: Its records by role.
+        auroc: The attack's AUROC on them, its interval corrected for the number of parts.
+    """
+
+    by: Literal["class", "subgroup", "loss_quantile"]
+    value: str
+    n: dict[str, int]
+    auroc: Number
+
+
 class AttackEntry(_Part):
     """One attack on the model that is to be released.
 
@@ -88,6 +107,7 @@ class AttackEntry(_Part):
         metrics: Its numbers by name.
         roc: Points (false-positive rate, true-positive rate).
         histogram: Scores of members and non-members, of the strongest attack alone.
+        slices: The attack on parts of the records.
         settings: Plain values that it was run with; no scores.
         notes: What must be read beside its numbers.
     """
@@ -105,6 +125,7 @@ class AttackEntry(_Part):
     metrics: dict[str, Number] = {}
     roc: list[tuple[float, float]] = []
     histogram: Histogram | None = None
+    slices: list[Slice] = []
     settings: dict[str, JsonValue] = {}
     notes: list[str] = []
 
@@ -228,12 +249,23 @@ class Finding(_Part):
 
 
 class Decision(_Part):
-    """The verdict with its reasons."""
+    """The verdict with its reasons.
+
+    Args:
+        verdict: The verdict.
+        summary: The same in one sentence.
+        reasons: What brought it about.
+        findings: Every rule held against every attack.
+        waivers: Rules that people let the model past.
+        signoff: Who signed.
+    """
 
     verdict: Verdict
     summary: str
     reasons: list[str]
     findings: list[Finding]
+    waivers: list[Waiver] = []
+    signoff: list[SignOff] = []
 
 
 class About(_Part):
@@ -252,6 +284,20 @@ class Checkpoint(_Part):
     path: str
     sha256: str
     n_bytes: int
+
+
+class Parent(_Part):
+    """What a model was made from.
+
+    Args:
+        what: Its part: ``weights`` that training started from.
+        name: A model's name, or a file's without its folder.
+        sha256: Of the file; null where there is none to read.
+    """
+
+    what: Literal["weights"]
+    name: str
+    sha256: str | None
 
 
 class Subject(_Part):
@@ -328,6 +374,7 @@ class ReleaseDossier(Evidence):
         artifacts: Files beside it.
         limitations: What the numbers do not show, in words.
         provenance: sha256 of the files it was made from; of the attack results without their times.
+        parents: What the model was made from.
     """
 
     schema_version: int = Field(default=SCHEMA_VERSION, ge=1, le=SCHEMA_VERSION)
@@ -344,3 +391,4 @@ class ReleaseDossier(Evidence):
     artifacts: list[Artifact] = []
     limitations: list[str]
     provenance: dict[str, str]
+    parents: list[Parent] = []

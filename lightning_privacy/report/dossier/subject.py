@@ -10,12 +10,13 @@ from typing import Any
 from lightning_privacy.core.import_path import import_object
 from lightning_privacy.core.registry import DEFENCES, defence_names
 from lightning_privacy.core.run_folder import RunFolder
-from lightning_privacy.report.dossier.models import Measurement, Number, Protection
+from lightning_privacy.report.dossier.file_hash import file_hash
+from lightning_privacy.report.dossier.models import Measurement, Number, Parent, Protection
 from lightning_privacy.report.dossier.scrub import scrub_settings
 from lightning_privacy.report.run_settings import arguments_of
 from lightning_privacy.report.summary import logged_numbers
 
-__all__ = ["generalisation_gap", "protections_of", "results_hash", "settings_of"]
+__all__ = ["generalisation_gap", "parents_of", "protections_of", "results_hash", "settings_of"]
 
 _KEPT = ("seed_everything", "trainer", "model", "data", "defences", "audits")
 _OF_THE_MACHINE = ("logger", "default_root_dir", "callbacks", "plugins", "profiler")
@@ -38,6 +39,22 @@ def settings_of(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         trainer = kept["trainer"].items()
         kept["trainer"] = {k: v for k, v in trainer if k not in _OF_THE_MACHINE and v is not None}
     return scrub_settings(kept, folder)
+
+
+def parents_of(settings: Mapping[str, Any]) -> list[Parent]:
+    """Return the weights that training started from: a hub's or the package's name, or a file, which is hashed.
+
+    Args:
+        settings: The run's configuration.
+    """
+    model = settings.get("model")
+    start = arguments_of(model).get("pretrained") if isinstance(model, Mapping) else None
+    if not isinstance(start, str) or not start:
+        return []
+    file = Path(start)
+    looks_local = file.is_absolute() or file.suffix in (".safetensors", ".ckpt", ".bin") or file.exists()
+    name = file.name if looks_local else start  # where a file lies is the machine's business
+    return [Parent(what="weights", name=name, sha256=file_hash(file) if file.is_file() else None)]
 
 
 def protections_of(

@@ -4,7 +4,9 @@ Order of verdicts, from best to worst: ``go``, ``conditional``, ``insufficient_e
 """
 
 from collections.abc import Sequence
+from datetime import UTC, date, datetime
 
+from lightning_privacy.report.dossier.decisions import PeopleDecisions, waived_rules, waiver_sentences
 from lightning_privacy.report.dossier.findings import check_names, claim_findings, rule_findings, strongest
 from lightning_privacy.report.dossier.models import AttackEntry, Decision, Evidence, Finding, Verdict
 from lightning_privacy.report.dossier.policy import Policy
@@ -17,21 +19,32 @@ EXIT_CODES: dict[Verdict, int] = {"go": 0, "conditional": 10, "no_go": 20, "insu
 """Exit codes of ``lightning-privacy gate``; 1 and 2 are errors."""
 
 
-def decide(evidence: Evidence, policy: Policy, known_attacks: Sequence[str] = ()) -> Decision:
+def decide(
+    evidence: Evidence,
+    policy: Policy,
+    known_attacks: Sequence[str] = (),
+    people: PeopleDecisions | None = None,
+    today: date | None = None,
+) -> Decision:
     """Hold a policy against the evidence.
 
     Args:
         evidence: What is known of the model.
         policy: The rules.
         known_attacks: Names of attacks that exist; a rule that names another one is refused as misspelt.
+        people: Waivers, each of which turns a blocking rule into a warning, and sign-offs. What is missing and a broken
+            claim of differential privacy cannot be waived.
+        today: On which day waivers must hold; the present one in UTC if None.
 
     Returns:
-        ``no_go`` where a blocking rule is hit; else ``insufficient_evidence`` where something needed is missing; else
-        ``conditional`` where a warning is hit; else ``go``.
+        ``no_go`` where a blocking rule is hit and not waived; else ``insufficient_evidence`` where something needed is
+        missing; else ``conditional`` where a warning is hit; else ``go``.
 
     Raises:
-        InputError: a rule names an attack that neither ran nor exists.
+        InputError: a rule names an attack that neither ran nor exists, or a waiver a rule that cannot be waived.
     """
+    people, today = people or PeopleDecisions(), today or datetime.now(UTC).date()
+    waived = waived_rules(people.waivers, policy, today)
     judged = [finding for rule in policy.rules for finding in rule_findings(rule, evidence, known_attacks)]
     claimed = claim_findings(evidence, judged)
     findings = [*judged, *claimed]
@@ -40,7 +53,7 @@ def decide(evidence: Evidence, policy: Policy, known_attacks: Sequence[str] = ()
         gaps.append("No attack was run on this model, so that nothing is known of what it leaks.")
     lenient = {rule.id for rule in policy.rules if rule.missing == "conditional"}
     hit = [f for f in findings if f.outcome in ("shown", "not_excluded")]
-    blocked = [f for f in hit if f.severity == "block"]
+    blocked = [f for f in hit if f.severity == "block" and (f in claimed or f.rule not in waived)]
     unclear = [f for f in findings if not f.conclusive and f not in blocked and (f in claimed or f.rule not in lenient)]
     warned = [f for f in findings if f not in unclear and f not in blocked and (f in hit or not f.conclusive)]
     verdict: Verdict
@@ -59,8 +72,10 @@ def decide(evidence: Evidence, policy: Policy, known_attacks: Sequence[str] = ()
     return Decision(
         verdict=verdict,
         summary=decision_summary(verdict, policy, chosen, gaps),
-        reasons=list(dict.fromkeys(reasons)),
+        reasons=list(dict.fromkeys([*reasons, *waiver_sentences(people.waivers, today)])),
         findings=findings,
+        waivers=people.waivers,
+        signoff=people.signoff,
     )
 
 
