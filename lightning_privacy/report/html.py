@@ -8,8 +8,10 @@ from typing import Any
 
 import yaml
 
+from lightning_privacy.core.results import AttackResult
 from lightning_privacy.core.run_folder import write_atomically
 from lightning_privacy.errors import InputError
+from lightning_privacy.report.dossier.metric_names import family_title, metric_label, table_columns
 from lightning_privacy.report.figures import loss_figure, privacy_utility_figure, roc_figure, to_svg
 from lightning_privacy.report.summary import RunSummary, best_undefended
 from lightning_privacy.report.tables import COLUMNS, MEANING, caveats, compare_rows, number
@@ -17,6 +19,7 @@ from lightning_privacy.report.tables import COLUMNS, MEANING, caveats, compare_r
 __all__ = ["render", "write_report"]
 
 _PICTURES_A_RUN = 4
+_FURTHER = 5  # chosen here: columns of a family none of whose metrics is known to matter most
 
 
 def write_report(path: Path, runs: Sequence[RunSummary], title: str) -> Path:
@@ -72,18 +75,7 @@ def _section(run: RunSummary) -> dict[str, Any]:
         "path": str(run.run.path),
         "defences": "; ".join(f"{name} ({_plain(args)})" for name, args in run.defences.items()) or "none",
         "steps": run.steps,
-        "attacks": [
-            {
-                "name": r.attack,
-                "strongest": r.strongest,
-                "access": r.access,
-                "auroc": number(r.metrics.get("auroc")),
-                "tprs": [number(r.metrics.get(f"tpr_at_fpr_{rate}")) for rate in ("0.05", "0.01", "0.001")],
-                "n": ", ".join(f"{count} {role}" for role, count in r.n.items()),
-                "reasons": [f"{name}: {m.reason}" for name, m in r.metrics.items() if not m.valid and m.reason],
-            }
-            for r in here
-        ],
+        "tables": [_table(family, here) for family in sorted({r.family for r in here}, key=_membership_first)],
         "measurements": [
             {
                 "name": f"{m['kind']}/{m['name']}",
@@ -96,6 +88,32 @@ def _section(run: RunSummary) -> dict[str, Any]:
         ],
         "pictures": [{"name": p.stem, "data": _embed(p)} for p in _pictures(run)],
         "settings": yaml.safe_dump(run.settings, sort_keys=False) if run.settings else "",
+    }
+
+
+def _membership_first(family: str) -> tuple[bool, str]:
+    return family != "membership", family
+
+
+def _table(family: str, results: Sequence[AttackResult]) -> dict[str, Any]:
+    """Return the table of one family of attacks: its metrics by a reader's interest, one row an attack."""
+    here = [r for r in results if r.family == family]
+    first, further = table_columns(name for r in here for name in r.metrics)
+    names = first or further[:_FURTHER]
+    return {
+        "title": family_title(family),
+        "labels": [metric_label(name) for name in names],
+        "rows": [
+            {
+                "name": r.attack,
+                "strongest": r.strongest,
+                "access": r.access,
+                "numbers": [number(r.metrics.get(name)) for name in names],
+                "n": ", ".join(f"{count} {role}" for role, count in r.n.items()),
+                "reasons": [f"{name}: {m.reason}" for name, m in r.metrics.items() if not m.valid and m.reason],
+            }
+            for r in here
+        ],
     }
 
 

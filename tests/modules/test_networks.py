@@ -12,6 +12,7 @@ from lightning_privacy.modules.networks.build import build_network, find_network
 from lightning_privacy.modules.networks.cifar_resnet import CifarResNet18
 from lightning_privacy.modules.networks.head import find_head, head_input
 from lightning_privacy.modules.networks.small_cnn import LeNet, SmallCNN
+from lightning_privacy.modules.networks.split_cnn import SplitCNN
 from lightning_privacy.modules.networks.weights import load_file_weights, pretrained_network
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:timm.*")
@@ -27,6 +28,16 @@ def test_small_networks_take_their_size_and_no_other(network, size, channels):
         net(torch.rand(2, channels, size + 4, size + 4))
     with pytest.raises(InputError, match="image_size >= 8"):
         network(7, channels, 7)
+
+
+def test_the_split_network_is_cut_where_the_client_ends():
+    net = SplitCNN(5, 3, 32)
+    assert net.first_part(torch.rand(2, 3, 32, 32)).shape == (2, 32, 16, 16)
+    assert net.second_part(torch.rand(2, 32, 16, 16)).shape == (2, 256, 2, 2)  # as the paper's code has it
+    with pytest.raises(InputError, match="32 by 32 pixels and got 28"):
+        net(torch.rand(2, 3, 28, 28))
+    with pytest.raises(InputError, match="image_size >= 16"):
+        SplitCNN(5, 3, 8)
 
 
 def test_the_networks_have_their_published_or_stated_sizes():
@@ -123,6 +134,7 @@ def reads_like_its_last_layer(net, images, head):
     ("source", "name", "size", "arguments"),
     [
         ("stock", "small_cnn", 8, {}),
+        ("stock", "split_cnn", 28, {"width": 4}),
         ("stock", "lenet", 8, {}),
         ("stock", "cifar_resnet18", 8, {"width": 4}),
         ("torchvision", "mobilenet_v3_small", 32, {}),

@@ -12,7 +12,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 
 from lightning_privacy.core.ranks import world_size
 
-__all__ = ["gather_parts", "on_device", "on_rank_zero", "rank", "untouched"]
+__all__ = ["gather_parts", "on_device", "on_rank_zero", "precision_of", "rank", "untouched"]
 
 T = TypeVar("T")
 
@@ -25,7 +25,7 @@ def untouched(module: L.LightningModule) -> Iterator[None]:
     """
     modes = [(part, part.training) for part in module.modules()]
     try:
-        with isolate_rng(), torch.no_grad(), _precision(module):
+        with isolate_rng(), torch.no_grad(), precision_of(module):
             module.eval()
             yield
     finally:
@@ -33,7 +33,8 @@ def untouched(module: L.LightningModule) -> Iterator[None]:
             part.training = mode
 
 
-def _precision(module: L.LightningModule) -> AbstractContextManager[Any]:
+def precision_of(module: L.LightningModule) -> AbstractContextManager[Any]:
+    """Return the precision context of the module's trainer; nothing without a trainer."""
     trainer = _trainer(module)
     return nullcontext() if trainer is None else trainer.precision_plugin.forward_context()
 

@@ -12,12 +12,18 @@ from lightning_privacy.core.import_path import import_object
 from lightning_privacy.errors import InputError
 from lightning_privacy.modules.networks.cifar_resnet import CifarResNet18
 from lightning_privacy.modules.networks.small_cnn import LeNet, SmallCNN
+from lightning_privacy.modules.networks.split_cnn import SplitCNN
 
 __all__ = ["STOCK", "build_network", "find_network"]
 
 # torchvision and timm are imported where they are asked for: each takes a second.
 
-STOCK: Mapping[str, type[nn.Module]] = {"cifar_resnet18": CifarResNet18, "lenet": LeNet, "small_cnn": SmallCNN}
+STOCK: Mapping[str, type[nn.Module]] = {
+    "cifar_resnet18": CifarResNet18,
+    "lenet": LeNet,
+    "small_cnn": SmallCNN,
+    "split_cnn": SplitCNN,
+}
 """Our own networks by name."""
 
 

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from lightning_privacy.errors import InputError
 
-__all__ = ["LeNet", "SmallCNN"]
+__all__ = ["LeNet", "SmallCNN", "check_size"]
 
 SMALLEST = 8  # pixels; two halvings leave 2 by 2
 
@@ -21,7 +21,17 @@ def _quarter(network: str, image_size: int) -> int:
     return image_size // 2 // 2
 
 
-def _check_size(network: str, size: int, images: Float[Tensor, "batch channels height width"]) -> None:
+def check_size(network: str, size: int, images: Float[Tensor, "batch channels height width"]) -> None:
+    """Refuse pictures of another size than a network was built for.
+
+    Args:
+        network: Its name, for the error.
+        size: Side of its pictures in pixels.
+        images: The pictures.
+
+    Raises:
+        InputError: They have another size.
+    """
     if images.shape[2:] != (size, size):
         raise InputError(
             f"`{network}` was built for pictures of {size} by {size} pixels and got {images.shape[2]} by "
@@ -58,7 +68,7 @@ class SmallCNN(nn.Module):
 
     def forward(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
         """Return class scores."""
-        _check_size("small_cnn", self.image_size, images)
+        check_size("small_cnn", self.image_size, images)
         hidden = F.max_pool2d(F.relu(self.conv1(images)), 2)
         hidden = F.max_pool2d(F.relu(self.conv2(hidden)), 2)
         return self.head(hidden.flatten(1))
@@ -95,7 +105,7 @@ class LeNet(nn.Module):
 
     def forward(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
         """Return class scores."""
-        _check_size("lenet", self.image_size, images)
+        check_size("lenet", self.image_size, images)
         hidden = F.max_pool2d(F.relu(self.conv1(images)), 2)
         hidden = F.max_pool2d(F.relu(self.conv2(hidden)), 2)
         hidden = F.relu(self.linear1(hidden.flatten(1)))

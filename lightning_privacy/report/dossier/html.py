@@ -9,7 +9,7 @@ import yaml
 from lightning_privacy.errors import InputError
 from lightning_privacy.report.dossier.canonical import content_hash, dossier_json
 from lightning_privacy.report.dossier.figures import history_figure, roc_band_figure, score_figure, svg_of
-from lightning_privacy.report.dossier.metric_names import metric_label
+from lightning_privacy.report.dossier.metric_names import family_title, metric_label, table_columns
 from lightning_privacy.report.dossier.models import AttackEntry, Number, ReleaseDossier
 from lightning_privacy.report.dossier.verdict import strongest
 from lightning_privacy.report.dossier.wording import VERDICTS, interval_text, number_text, rule_text, value_text
@@ -45,7 +45,8 @@ def render_html(dossier: ReleaseDossier) -> str:
         figures=_figures(dossier, top),
         history=svg_of(history) if (history := history_figure(dossier.history)) is not None else "",
         top=top,
-        columns=_columns(dossier),
+        tables=_tables(dossier),
+        leak=table_columns(top.metrics)[0] if top is not None else [],
         label=metric_label,
         number=number_text,
         value=value_text,
@@ -113,12 +114,15 @@ def _figures(dossier: ReleaseDossier, top: AttackEntry | None) -> list[dict[str,
     return [{"caption": caption, "svg": svg_of(figure)} for caption, figure in made.items() if figure is not None]
 
 
-def _columns(dossier: ReleaseDossier) -> tuple[list[str], list[str]]:
-    """Return the attacks' metrics: those that matter most, in the order of a reader's interest, and the others."""
-    names = {name for a in dossier.attacks for name in a.metrics}
-    rates = sorted((n for n in names if n.startswith("tpr_at_fpr_")), key=lambda n: n.rpartition("_")[2], reverse=True)
-    first = [n for n in ("auroc", *rates, "epsilon_lower") if n in names]
-    return first, sorted(names - set(first))
+def _tables(dossier: ReleaseDossier) -> list[dict[str, Any]]:
+    """Return one table a family of attacks, membership first: its title, its attacks, and their metrics by interest."""
+    families = sorted({a.family for a in dossier.attacks}, key=lambda family: (family != "membership", family))
+    tables = []
+    for family in families:
+        attacks = [a for a in dossier.attacks if a.family == family]
+        columns = table_columns(name for a in attacks for name in a.metrics)
+        tables.append({"title": family_title(family), "attacks": attacks, "columns": columns})
+    return tables
 
 
 def _marks(dossier: ReleaseDossier) -> list[str]:

@@ -2,10 +2,11 @@
 
 import math
 import re
+from collections.abc import Iterable
 
 from lightning_privacy.errors import InputError
 
-__all__ = ["FAMILIES", "RUN_METRICS", "check_metric", "is_of_run", "metric_label"]
+__all__ = ["FAMILIES", "RUN_METRICS", "check_metric", "family_title", "is_of_run", "metric_label", "table_columns"]
 
 FAMILIES = ("membership", "inversion", "leakage", "lock", "attribute")
 
@@ -16,6 +17,14 @@ _MEMBERSHIP = {
     "balanced_accuracy": "balanced accuracy",
     "epsilon_lower": "lower bound of epsilon",
 }
+_INVERSION = {
+    "psnr": "PSNR in dB",
+    "ssim": "SSIM",
+    "mse": "MSE",
+    "retrieval": "victims retrieved",
+    "gain_over_floor_db": "dB above the floor",
+    "leak": "leak (0 floor, 1 ceiling)",
+}
 RUN_METRICS = {
     "generalisation_gap": "generalisation gap (training minus validation accuracy)",
     "members_flagged_by_all": "members flagged by every attack",
@@ -25,6 +34,13 @@ RUN_METRICS = {
 """Of the run as a whole, not of one attack."""
 
 _MEASUREMENT = re.compile(r"(utility|quality|cost|privacy)/[A-Za-z0-9_.\-]+")
+_FAMILY_NAMES = {
+    "membership": "who was in the training set",
+    "inversion": "reconstruction of the model's inputs",
+    "attribute": "sensitive attributes",
+    "structural": "structural checks",
+    "canaries": "planted canaries",
+}
 _RATE = re.compile(r"(tpr_at_fpr|ppv_at_prior)_([0-9.eE\-]+)")
 _SNAKE = re.compile(r"[a-z][a-z0-9_.]*")
 
@@ -62,6 +78,29 @@ def check_metric(metric: str, family: str = "membership") -> None:
         )
 
 
+def family_title(family: str) -> str:
+    """Return a family of attacks in words.
+
+    Example:
+        >>> family_title("inversion"), family_title("side_channel")
+        ("reconstruction of the model's inputs", 'side channel')
+    """
+    return _FAMILY_NAMES.get(family, family.replace("_", " "))
+
+
+def table_columns(names: Iterable[str]) -> tuple[list[str], list[str]]:
+    """Return metrics for a table: those that matter most, in the order of a reader's interest, and the others by name.
+
+    Args:
+        names: Metrics of a family's attacks.
+    """
+    every = set(names)
+    rates = sorted((n for n in every if n.startswith("tpr_at_fpr_")), key=lambda n: n.rpartition("_")[2], reverse=True)
+    order = ["auroc", *rates, "epsilon_lower", "psnr", "ssim", "retrieval", "leak"]
+    first = [n for n in order if n in every]
+    return first, sorted(every - set(first))
+
+
 def metric_label(metric: str) -> str:
     """Return a metric in words.
 
@@ -73,7 +112,7 @@ def metric_label(metric: str) -> str:
     if rate is not None and _is_rate(rate[2]):
         share = f"{100 * float(rate[2]):g} %"
         return f"TPR at {share} FPR" if rate[1] == "tpr_at_fpr" else f"PPV at a prior of {share}"
-    return _MEMBERSHIP.get(metric) or RUN_METRICS.get(metric) or metric.replace("_", " ")
+    return _MEMBERSHIP.get(metric) or _INVERSION.get(metric) or RUN_METRICS.get(metric) or metric.replace("_", " ")
 
 
 def _is_rate(text: str) -> bool:
