@@ -4,6 +4,7 @@ import os
 import random
 import socket
 
+import hypothesis
 import numpy as np
 import pytest
 import torch
@@ -18,6 +19,9 @@ os.environ |= {
     "DIFFUSERS_OFFLINE": "1",
 }
 torch.set_num_threads(1)
+# Nothing is timed: a first import inside an example, or a busy machine, is no failure.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 _connect = socket.socket.connect
 

@@ -150,8 +150,69 @@ def _smp_lora() -> DefenceCase:
     )
 
 
+def tiny_classifier() -> L.LightningModule:
+    """Return a classifier of the pictures' colours that has every protocol."""
+    from lightning_privacy.testing.tiny_classifier import TinyClassifier
+
+    return TinyClassifier()
+
+
+def _adversarial_inversion() -> DefenceCase:
+    from lightning_privacy.callbacks.adversarial_inversion.callback import AdversarialInversion
+
+    kwargs = {"tap": "network.conv1", "decoder_steps": 1, "width": 4}
+    return DefenceCase(AdversarialInversion, kwargs, {"strength": 0.0}, tiny_classifier)
+
+
+def _bido() -> DefenceCase:
+    from lightning_privacy.callbacks.bido.callback import BiDO
+
+    kwargs = {"taps": ["network.conv1", "network.conv2"]}
+    off = {"lambda_x": 0.0, "lambda_y": 0.0}
+    return DefenceCase(BiDO, kwargs, off, tiny_classifier, world_invariant=False)  # a statistic of each process's batch
+
+
+def _negative_label_smoothing() -> DefenceCase:
+    from lightning_privacy.callbacks.negative_label_smoothing.callback import NegativeLabelSmoothing
+
+    kwargs = {"factor": -0.1, "warmup": 0.0, "ramp": 0.0}
+    return DefenceCase(NegativeLabelSmoothing, kwargs, {"factor": 0.0}, tiny_classifier)
+
+
+def _nopeek() -> DefenceCase:
+    from lightning_privacy.callbacks.nopeek.callback import NoPeek
+
+    kwargs = {"tap": "network.conv1"}
+    return DefenceCase(NoPeek, kwargs, {"strength": 0.0}, tiny_classifier, world_invariant=False)  # as BiDO
+
+
+_FIRST_LAYER = "*n[wv]*[1d]"
+"""Matches one layer of each tiny module: `inward` of the denoiser, `network.conv1` of the classifier."""
+
+
+def _noise_tap() -> DefenceCase:
+    from lightning_privacy.callbacks.noise_tap.callback import NoiseTap
+
+    kwargs = {"tap": _FIRST_LAYER, "sigma": 0.1}
+    # Each process draws noise of its own.
+    return DefenceCase(NoiseTap, kwargs, {"sigma": 0.0}, tiny_classifier, world_invariant=False)
+
+
+def _variational_bottleneck() -> DefenceCase:
+    from lightning_privacy.callbacks.variational_bottleneck.callback import VariationalBottleneck
+
+    kwargs = {"tap": _FIRST_LAYER}
+    return DefenceCase(VariationalBottleneck, kwargs, None, tiny_classifier, world_invariant=False)  # as NoiseTap
+
+
 DEFENCES: dict[str, Callable[[], DefenceCase]] = {
+    "adversarial_inversion": _adversarial_inversion,
+    "bido": _bido,
+    "negative_label_smoothing": _negative_label_smoothing,
+    "noise_tap": _noise_tap,
+    "nopeek": _nopeek,
     "smp_lora": _smp_lora,
+    "variational_bottleneck": _variational_bottleneck,
 }
 """By registered name; functions, so that only the defence under test is imported."""
 

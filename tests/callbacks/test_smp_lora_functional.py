@@ -115,3 +115,12 @@ def test_replay_keeps_the_last_steps():
     members, nonmembers = replay.all()
     assert members.flatten().tolist() == [1, 2]
     assert nonmembers.flatten().tolist() == [-1, -1, -2, -2]
+
+@pytest.mark.parametrize(("kind", "features"), [("error_map", 1), ("scalar", 1), ("calibrated", None)])
+def test_an_error_of_one_number_a_record_is_read_as_a_map_of_one(kind, features):
+    error, reference = torch.rand(4) + 0.1, torch.rand(4) + 0.1
+    found = read_error(kind, error, reference)
+    assert torch.equal(found, read_error(kind, error[:, None], reference[:, None]))
+    assert features is None or found.shape == (4, features)
+    draws = torch.rand(4, 3)
+    assert torch.equal(read_error("multi_t", draws), draws)

@@ -136,6 +136,12 @@ NEEDS_MORE_THAN_A_TEST = {
     "data/mnist5k.yaml": "a classifier; see below",
     "data/cifar10.yaml": "a classifier, and a download",
     "data/image_folder.yaml": "a classifier, and the user's pictures",
+    "defences/adversarial_inversion.yaml": "a layer of a classifier; see below",
+    "defences/bido.yaml": "a layer of a classifier; see below",
+    "defences/negative_label_smoothing.yaml": "a classifier; see below",
+    "defences/noise_tap.yaml": "a layer of a split network; see below",
+    "defences/nopeek.yaml": "a layer of a classifier; see below",
+    "defences/variational_bottleneck.yaml": "a layer of a split network; see below",
     "model/classifier.yaml": "pictures of 8 pixels, one channel; see below",
     "model/classifier_cifar_resnet18.yaml": "ten classes of three channels",
     "model/classifier_pretrained.yaml": "a download",
@@ -166,6 +172,20 @@ def test_classifiers_rehearse_on_digits(name, capsys):
     assert rehearse(base, FRAGMENTS["model/classifier.yaml"], FRAGMENTS[name], options=options) == 0, (
         capsys.readouterr().err
     )
+
+
+@pytest.mark.parametrize("name", ["adversarial_inversion", "bido", "negative_label_smoothing", "nopeek"])
+def test_losses_against_inversion_rehearse_on_a_classifier(name, capsys):
+    base, fragment = RECIPES["audit_faces_classifier"], FRAGMENTS[f"defences/{name}.yaml"]
+    options = ["--audits.membership.shadows", "0", "--trainer.logger", "false"]
+    assert rehearse(base, fragment, options=options) == 0, capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["noise_tap", "variational_bottleneck"])
+def test_layers_against_inversion_rehearse_on_a_split_network(name, capsys):
+    base, fragment = RECIPES["audit_faces_classifier"], FRAGMENTS[f"defences/{name}.yaml"]
+    options = [*ON_TOYS["audit_faces_classifier"], "--model.init_args.network", "split_cnn"]
+    assert rehearse(base, fragment, options=options) == 0, capsys.readouterr().err
 
 
 def test_what_is_not_rehearsed_exists():

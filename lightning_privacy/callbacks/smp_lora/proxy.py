@@ -98,15 +98,15 @@ def read_error(
     """
     error = error.float()
     if kind == "error_map":
-        return error.flatten(1)
+        return error.reshape(len(error), -1)
     if kind == "pooled_map":
         return F.adaptive_avg_pool2d(error, POOL).flatten(1)
     if kind == "multi_t":
-        return error.flatten(2).mean(2)
-    mean = error.flatten(1).mean(1)
+        return error.reshape(*error.shape[:2], -1).mean(2)
+    mean = error.reshape(len(error), -1).mean(1)
     if kind == "scalar":
         return mean[:, None]
     if reference is None:
         raise InputError("The proxy input `calibrated` needs the reference's errors; use `proxy: scalar` without them.")
-    feature = calibrated_feature(mean, reference.float().flatten(1).mean(1))
+    feature = calibrated_feature(mean, reference.float().reshape(len(error), -1).mean(1))
     return torch.cat([feature[:, None], timestep_features(timestep_share(draw, error), TIMESTEP_FEATURES)], 1)

@@ -1,0 +1,1 @@
+"""Label smoothing with a factor that may be negative (arXiv 2310.06549)."""
