@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lightning_privacy.errors import InputError
 
-__all__ = ["images_of", "labels_of", "with_images"]
+__all__ = ["has_labels", "images_of", "labels_of", "with_images"]
 
 
 def images_of(batch: Any) -> Tensor:
@@ -29,14 +29,17 @@ def labels_of(batch: Any) -> Tensor:
     Raises:
         InputError: the batch is neither.
     """
-    found = None
-    if isinstance(batch, Mapping):
-        found = batch.get("label")
-    elif isinstance(batch, list | tuple) and len(batch) > 1:
-        found = batch[1]
-    if not isinstance(found, Tensor) or found.is_floating_point() or found.ndim != 1:
+    if not has_labels(batch):
         raise _unknown(batch, "labels", '`batch["label"]`, or be second in the tuple, one whole number a picture')
-    return found.long()
+    return (batch["label"] if isinstance(batch, Mapping) else batch[1]).long()
+
+
+def has_labels(batch: Any) -> bool:
+    """Return whether `labels_of` finds classes in a batch."""
+    found = batch.get("label") if isinstance(batch, Mapping) else None
+    if isinstance(batch, list | tuple) and len(batch) > 1:
+        found = batch[1]
+    return isinstance(found, Tensor) and not found.is_floating_point() and found.ndim == 1
 
 
 def with_images(batch: Any, images: Tensor) -> Any:

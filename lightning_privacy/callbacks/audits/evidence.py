@@ -1,15 +1,16 @@
-"""The sentences that must stand beside a membership attack's numbers."""
+"""Which attacks know a run's defences, and the sentences that must stand beside an attack's numbers."""
 
 from collections.abc import Mapping, Sequence
 
 import lightning.pytorch as L
 
+from lightning_privacy.attacks.inversion.target import InversionAttack
 from lightning_privacy.core.defence import Defence
 from lightning_privacy.core.import_path import import_object
 from lightning_privacy.core.results import AttackResult, MembershipAttack
 from lightning_privacy.metrics.membership import null_auroc_sd
 
-__all__ = ["adaptive_attacks", "defences_of", "result_notes"]
+__all__ = ["adaptive_attacks", "defences_of", "inversion_attacks_of", "result_notes"]
 
 
 def defences_of(trainer: L.Trainer) -> list[Defence]:
@@ -45,6 +46,25 @@ def adaptive_attacks(
                     f"not run, because the module does not give {', '.join(lacking)}."
                 )
     return attacks, tuple(notes)
+
+
+def inversion_attacks_of(defences: Sequence[Defence]) -> tuple[list[InversionAttack], tuple[str, ...]]:
+    """Return the inversion attacks that know these defences, and what must be said where there are none.
+
+    Args:
+        defences: The defences of the run.
+    """
+    attacks: dict[str, InversionAttack] = {}
+    notes: list[str] = []
+    for defence in defences:
+        built = [import_object(path)() for path in defence.adaptive_attacks]
+        usable = [a for a in built if isinstance(a, InversionAttack)]
+        attacks |= {attack.name: attack for attack in usable}
+        if not usable:
+            notes.append(
+                f"insufficient_evidence: there is no inversion attack that knows the defence `{defence.name}`."
+            )
+    return list(attacks.values()), tuple(notes)
 
 
 def result_notes(

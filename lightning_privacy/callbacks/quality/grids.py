@@ -39,7 +39,11 @@ def picture_grid(
 
 
 def save_grid(
-    trainer: L.Trainer, pictures: Float[Tensor, "n 3 height width"], name: str, columns: int | None = None
+    trainer: L.Trainer,
+    pictures: Float[Tensor, "n 3 height width"],
+    name: str,
+    columns: int | None = None,
+    key: str = "quality/samples",
 ) -> Path:
     """Write a grid to ``pictures/<name>.png`` of the run's folder and hand it to the loggers; call on rank zero.
 
@@ -48,6 +52,7 @@ def save_grid(
         pictures: Values in [0, 1].
         name: File name without ending.
         columns: Pictures in a row.
+        key: What loggers call it.
 
     Returns:
         The file's path.
@@ -62,5 +67,5 @@ def save_grid(
     for logger in trainer.loggers:
         log_image: Any = getattr(logger, "log_image", None)
         if callable(log_image):
-            log_image(key="quality/samples", images=[image], step=trainer.global_step)
+            log_image(key=key, images=[image], step=trainer.global_step)
     return path

@@ -1,21 +1,20 @@
 """Distance of generated pictures from real ones, as a callback."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as L
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lightning_privacy.callbacks.audits.split_access import check_roles, find_split
 from lightning_privacy.callbacks.audits.untouched import on_rank_zero, untouched
+from lightning_privacy.callbacks.quality.distances import distance_between
 from lightning_privacy.callbacks.quality.extractors import METRICS, build_extractor
 from lightning_privacy.callbacks.quality.grids import save_grid
 from lightning_privacy.callbacks.quality.picture_sets import PictureSet, generated_set, real_set, spread
 from lightning_privacy.core.run_folder import RunFolder
 from lightning_privacy.errors import InputError, MissingProtocolError
-from lightning_privacy.metrics.functional.frechet import frechet_distance, kernel_distance
 from lightning_privacy.protocols import GeneratesImages
 
 __all__ = ["ImageQuality"]
@@ -189,25 +188,12 @@ class ImageQuality(L.Callback):
                 counts = {"generated": len(fake), "real": len(real)}
                 if suffix == "_floor":
                     counts = {"real_other": len(fake), "real": len(real)}
-                lines.append({"name": metric + suffix, "n": counts, **_distance(distance, real, fake)})
+                lines.append({"name": metric + suffix, "n": counts, **distance_between(distance, real, fake)})
         return lines
 
     def _show(self, trainer: L.Trainer, generated: PictureSet, epoch: int) -> None:
         if generated.samples is not None:
             save_grid(trainer, generated.samples, f"samples-epoch-{epoch:04d}")
-
-
-def _distance(kind: str, real: Tensor, fake: Tensor) -> Mapping[str, Any]:
-    fewest, width = min(len(real), len(fake)), real.shape[1]
-    if fewest < 3:
-        return {"value": None, "valid": False, "reason": f"{fewest} pictures on a side: at least 3 needed"}
-    if kind == "kernel":
-        value, error = kernel_distance(real, fake)
-        return {"value": value, "low": value - 1.96 * error, "high": value + 1.96 * error}
-    reason = ""
-    if fewest <= width:
-        reason = f"fewer pictures ({fewest}) than features ({width}): compare with equal counts only"
-    return {"value": frechet_distance(real, fake), "reason": reason}
 
 
 def _logged(lines: list[dict[str, Any]]) -> dict[str, float]:
