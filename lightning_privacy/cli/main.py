@@ -21,6 +21,10 @@ _VERBS: dict[str, tuple[str, str]] = {
     "compare": ("compare:compare", "one table of several runs, beside each other"),
     "report": ("compare:report", "report.html in each run's folder"),
     "dossier": ("dossier:run", "the files for a release: verdict, numbers, page, model card"),
+    "audit-secrets": (
+        "audit_secrets:run",
+        "does a file or folder hold a secret of a vault? audit-secrets PATH --vault VAULT",
+    ),
     "gate": ("gate:run", "may it be released? Exits with the verdict of a policy"),
     "recipes": ("listings:recipes", "ls, show NAME or cp NAME DESTINATION: the shipped YAMLs"),
     "defences": ("listings:defences", "ls or show NAME: the registered defences and their method cards"),
@@ -34,8 +38,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The arguments without the program's name; those of the process if None.
 
     Returns:
-        0 if all went well, the verdict's code for `gate` (10, 20 or 30), 1 for input or a combination that we refuse,
-        130 if interrupted. Arguments that cannot be parsed leave by ``SystemExit(2)``, as with argparse.
+        0 if all went well, the verdict's code for `gate` (10, 20 or 30), 1 for input or a combination that we refuse or
+        for a secret that `audit-secrets` found, 130 if interrupted. Arguments that cannot be parsed leave by
+        ``SystemExit(2)``, as with argparse.
     """
     args = list(sys.argv[1:] if argv is None else argv)
     if not args or args[0] in ("-h", "--help", "help"):
@@ -79,5 +84,5 @@ def _help() -> str:
         "Train with privacy defences, attack the result, compare. VERB --help lists the options of a verb.\n\n"
         f"{verbs}\n\n"
         "Exit codes: 0 fine, 1 refused (LIGHTNING_PRIVACY_DEBUG=1 adds the traceback to the reason), 2 wrong usage;\n"
-        "of gate also 10 conditional, 20 no_go, 30 insufficient_evidence."
+        "of gate also 10 conditional, 20 no_go, 30 insufficient_evidence; of audit-secrets 1 found, 2 not searched."
     )

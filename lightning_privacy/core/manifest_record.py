@@ -169,6 +169,8 @@ def plain_value(value: Any) -> Any:
     """
     if isinstance(value, enum.Enum):
         return value.name
+    if isinstance(value, str):
+        return str.__str__(value)  # a reference to a secret is a text of a class of its own, and a manifest holds none
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, torch.dtype | torch.device):

@@ -198,6 +198,14 @@ def _noise_tap() -> DefenceCase:
     return DefenceCase(NoiseTap, kwargs, {"sigma": 0.0}, tiny_classifier, world_invariant=False)
 
 
+def _sparse_coding() -> DefenceCase:
+    from lightning_privacy.callbacks.sparse_coding.callback import SparseCoding
+
+    # The second layer of each tiny module, so that gradients pass through the code to the first.
+    kwargs = {"names": ["re:network[.]conv2|outward"], "iters": 4, "dictionary": "hebbian", "eta": 0.05}
+    return DefenceCase(SparseCoding, kwargs, None, tiny_classifier)
+
+
 def _variational_bottleneck() -> DefenceCase:
     from lightning_privacy.callbacks.variational_bottleneck.callback import VariationalBottleneck
 
@@ -212,6 +220,7 @@ DEFENCES: dict[str, Callable[[], DefenceCase]] = {
     "noise_tap": _noise_tap,
     "nopeek": _nopeek,
     "smp_lora": _smp_lora,
+    "sparse_coding": _sparse_coding,
     "variational_bottleneck": _variational_bottleneck,
 }
 """By registered name; functions, so that only the defence under test is imported."""
@@ -223,6 +232,19 @@ AUDITS: dict[str, AuditCase] = {
         "attribute", {"attribute": f"{__name__}.bright_background", "every_n_epochs": 1}, disc_classifier
     ),
     "canaries": AuditCase("canaries", {"every_n_epochs": 1, "draws": 1, "bootstrap": 50}, data=canary_images),
+    "inversion": AuditCase(
+        "inversion",
+        {
+            "taps": ["logits"],
+            "attacks": ["trained_decoder"],
+            "attack_args": {"trained_decoder": {"max_steps": 6, "width": 4, "blocks": 1}},
+            "victims": 8,
+            "every_n_epochs": 1,
+            "ceiling": False,
+            "bootstrap": 50,
+        },
+        disc_classifier,
+    ),
     "quality": AuditCase("quality", {"every_n_epochs": 1, "n": 12, "grid": 4}, writes=("measurements.jsonl",)),
 }
 """By registered name."""

@@ -116,6 +116,7 @@ def test_replay_keeps_the_last_steps():
     assert members.flatten().tolist() == [1, 2]
     assert nonmembers.flatten().tolist() == [-1, -1, -2, -2]
 
+
 @pytest.mark.parametrize(("kind", "features"), [("error_map", 1), ("scalar", 1), ("calibrated", None)])
 def test_an_error_of_one_number_a_record_is_read_as_a_map_of_one(kind, features):
     error, reference = torch.rand(4) + 0.1, torch.rand(4) + 0.1

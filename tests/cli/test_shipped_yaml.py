@@ -106,6 +106,18 @@ def test_batch_scripts_are_valid_shell_and_their_options_exist(path):
     settings(BASE, options=[word for key in keys for word in (f"--{key}", "1")])  # refuses what does not exist
 
 
+ON_FACES = [
+    *("--audits.inversion.attack_args", "{trained_decoder: {max_steps: 2, width: 4, blocks: 1}, "
+      "optimisation_from_decoder: {steps: 1, tuning: 2, stay: [0.1], variation: [0.0]}}"),
+    *("--audits.inversion.victims", "8", "--audits.inversion.at_end", "false"),
+    *("--trainer.logger", "false", "--defences.sparse_coding.iters", "2"),
+]  # fmt: skip
+FACES_INSTEAD = [
+    *("--config", str(FRAGMENTS["trainer/cpu.yaml"]), "--config", str(FRAGMENTS["data/faces.yaml"])),
+    *("--data.inner.size", "32", "--data.inner.people", "1-40", "--model.classes", "40"),
+    *("--model.init_args.channels", "3", "--model.init_args.image_size", "32"),
+    *("--data.init_args.fractions", "{member: 0.4, aux_nonmember: 0.0, attack_nonmember: 0.3, val: 0.1, holdout: 0.2}"),
+]
 ON_TOYS = {
     "audit_faces_classifier": ["--audits.membership.shadows", "4", "--trainer.logger", "false"],
     "lira_cifar10_resnet18": [
@@ -113,6 +125,13 @@ ON_TOYS = {
         *("--data.inner.size", "8", "--data.inner.people", "1-40", "--model.classes", "40"),
         *("--audits.membership.shadows", "4"),
     ],
+    "sca_faces_split": ON_FACES,
+    "sca_faces_end_to_end": ON_FACES,
+    "sca_celeba": [*ON_FACES, *FACES_INSTEAD],
+    "sca_cifar10": [*ON_FACES, *FACES_INSTEAD],
+    "sca_mnist": [*ON_FACES, *FACES_INSTEAD],
+    "sca_fashion_mnist": [*ON_FACES, *FACES_INSTEAD],
+    "sca_medmnist": [*ON_FACES, *FACES_INSTEAD],
     # recipes made small enough for a test: the tiny model, few pictures, one process on the CPU
     "smp_lora_faces": ["--data.inner.people", "21-30", "--model.pictures_every_n_epochs", "0"],
     "smp_lora_sd15": [
@@ -141,6 +160,10 @@ NEEDS_MORE_THAN_A_TEST = {
     "defences/negative_label_smoothing.yaml": "a classifier; see below",
     "defences/noise_tap.yaml": "a layer of a split network; see below",
     "defences/nopeek.yaml": "a layer of a classifier; see below",
+    "defences/sparse_coding.yaml": "the convolutions of a classifier; see below",
+    "defences/sparse_coding_learned.yaml": "the convolutions of a classifier; see below",
+    "defences/sparse_coding_released.yaml": "the convolutions of a classifier; see below",
+    "defences/sparse_coding_standard.yaml": "the convolutions of a classifier; see below",
     "defences/variational_bottleneck.yaml": "a layer of a split network; see below",
     "model/classifier.yaml": "pictures of 8 pixels, one channel; see below",
     "model/classifier_cifar_resnet18.yaml": "ten classes of three channels",
@@ -186,6 +209,13 @@ def test_layers_against_inversion_rehearse_on_a_split_network(name, capsys):
     base, fragment = RECIPES["audit_faces_classifier"], FRAGMENTS[f"defences/{name}.yaml"]
     options = [*ON_TOYS["audit_faces_classifier"], "--model.init_args.network", "split_cnn"]
     assert rehearse(base, fragment, options=options) == 0, capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["", "_learned", "_released", "_standard"])
+def test_sparse_coding_rehearses_on_a_classifier(name, capsys):
+    base, fragment = RECIPES["audit_faces_classifier"], FRAGMENTS[f"defences/sparse_coding{name}.yaml"]
+    few = ["--defences.sparse_coding.iters", "2", "--trainer.logger", "false", "--audits.membership.shadows", "0"]
+    assert rehearse(base, fragment, options=few) == 0, capsys.readouterr().err
 
 
 def test_what_is_not_rehearsed_exists():

@@ -6,6 +6,11 @@ from typing import Any
 
 from lightning_privacy.attacks.inversion.latent import LatentOptimisation
 from lightning_privacy.attacks.inversion.optimisation import OptimisationFromDecoder, WhiteBoxOptimisation
+from lightning_privacy.attacks.inversion.sparse_adaptive import (
+    SurrogateFromDecoder,
+    SurrogateOptimisation,
+    SynthesisAttack,
+)
 from lightning_privacy.attacks.inversion.target import InversionAttack
 from lightning_privacy.attacks.inversion.trained_decoder import TrainedDecoder
 from lightning_privacy.errors import InputError
@@ -14,7 +19,15 @@ __all__ = ["DEFAULT_ATTACKS", "INVERSION_ATTACKS", "build_inversion_attacks"]
 
 INVERSION_ATTACKS: dict[str, type] = {
     attack.name: attack
-    for attack in (TrainedDecoder, WhiteBoxOptimisation, OptimisationFromDecoder, LatentOptimisation)
+    for attack in (
+        TrainedDecoder,
+        WhiteBoxOptimisation,
+        OptimisationFromDecoder,
+        LatentOptimisation,
+        SynthesisAttack,
+        SurrogateOptimisation,
+        SurrogateFromDecoder,
+    )
 }
 """Each is built without required arguments."""
 

@@ -1,8 +1,8 @@
 """Everything that attackers make of one tap: reconstructions by each attack, by the best per victim, and the references."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from jaxtyping import Float
 from torch import Tensor
@@ -12,7 +12,7 @@ from lightning_privacy.attacks.inversion.selection import Selection, Tried, sele
 from lightning_privacy.attacks.inversion.target import FitRecord, InversionAttack, InversionTarget
 from lightning_privacy.callbacks.audits.inversion_results import Reconstructed, Victims
 
-__all__ = ["STRONGEST", "AttackerPictures", "attack_tap", "watch"]
+__all__ = ["STRONGEST", "AttackerPictures", "applies", "attack_tap", "watched"]
 
 STRONGEST = "strongest_per_victim"
 """Name of the reconstructions that the attacker would hand in: of each victim, those of the attack it trusts most."""
@@ -33,20 +33,29 @@ class AttackerPictures:
     train_labels: Tensor | None = None
 
 
-def watch(
-    target: InversionTarget, pictures: Float[Tensor, "n channels height width"], queries: int
-) -> Float[Tensor, "n ..."]:
-    """Return what an attacker sees who watches each picture several times and takes the mean.
+def watched(target: InversionTarget, queries: int) -> InversionTarget:
+    """Return the model as one sees it who watches each picture several times and takes the mean.
+
+    Attackers learn on the same means, so that what noise remains is that of the victims.
 
     Args:
         target: The model.
-        pictures: The pictures.
         queries: How often.
     """
-    total = observe_all(target, pictures)
-    for _ in range(queries - 1):
-        total = total + observe_all(target, pictures)
-    return total / queries
+    if queries == 1:
+        return target
+    return replace(target, observe=lambda pictures: sum(target.observe(pictures) for _ in range(queries)) / queries)
+
+
+def applies(attack: InversionAttack, target: InversionTarget) -> bool:
+    """Return whether an attack has anything to say at a tap; one that does not say so always has.
+
+    Args:
+        attack: The attack.
+        target: The model.
+    """
+    says: Callable[[InversionTarget], bool] | None = getattr(attack, "applies", None)
+    return says is None or says(target)
 
 
 def attack_tap(
@@ -70,11 +79,13 @@ def attack_tap(
     Returns:
         One entry an attack and kind, and one of the best per victim, marked as the strongest.
     """
-    leaked: dict[Victims, Tensor] = {kind: watch(target, pictures, queries) for kind, pictures in victims.items()}
-    leaked_val = watch(target, own.val, queries)
+    target = watched(target, queries)
+    leaked: dict[Victims, Tensor] = {kind: observe_all(target, pictures) for kind, pictures in victims.items()}
+    leaked_val = observe_all(target, own.val)
     fits: dict[str, FitRecord] = {}
     on_val: dict[str, Tensor] = {}
     guesses: dict[str, dict[Victims, Tensor]] = {}
+    attacks = [attack for attack in attacks if applies(attack, target)]
     for attack in attacks:
         fits[attack.name] = attack.fit(target, own.train, own.val, seed)
         on_val[attack.name] = attack.reconstruct(target, leaked_val, seed).clamp(0, 1)

@@ -128,7 +128,7 @@ def target_at(
         with precision_of(module):
             return _at(module, tap, layer, batch_like(template, images)).float()
 
-    inside = tuple((name, part) for name, part in module.named_modules() if callable(getattr(part, "decode", None)))
+    inside = tuple((name, part) for name, part in module.named_modules() if callable(getattr(part, "synthesise", None)))
     return InversionTarget(observe, tap, image_shape, layers=inside)
 
 

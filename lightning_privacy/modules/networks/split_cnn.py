@@ -1,5 +1,7 @@
 """A network cut in three, as collaborative inference cuts it: client, server, classifier."""
 
+from itertools import pairwise
+
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -62,7 +64,7 @@ class SplitCNN(nn.Module):
         self.first_part = nn.Sequential(
             *_block(channels, widths[0], dropout, halve=False), *_block(widths[0], widths[1], dropout, halve=True)
         )
-        rest = [layer for a, b in zip(widths[1:], widths[2:], strict=False) for layer in _block(a, b, dropout, True)]
+        rest = [layer for a, b in pairwise(widths[1:]) for layer in _block(a, b, dropout, True)]
         self.second_part = nn.Sequential(*rest)
         # arXiv 2403.14772's code: 500 hidden units
         self.third_part = nn.Sequential(

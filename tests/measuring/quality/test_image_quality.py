@@ -12,11 +12,11 @@ from lightning_privacy.callbacks.quality import extractors as extractor_file
 from lightning_privacy.callbacks.quality.extractors import METRICS, build_extractor
 from lightning_privacy.callbacks.quality.grids import picture_grid, save_grid
 from lightning_privacy.callbacks.quality.image_quality import ImageQuality
-from lightning_privacy.metrics.functional.reconstruction import paired_similarity
 from lightning_privacy.callbacks.quality.picture_sets import batch_pictures, generated_set, spread
 from lightning_privacy.core.run_folder import RunFolder
 from lightning_privacy.errors import InputError, MissingProtocolError, SplitError
 from lightning_privacy.metrics.frechet import frechet_distance, kernel_distance
+from lightning_privacy.metrics.functional.reconstruction import paired_similarity
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers"),
