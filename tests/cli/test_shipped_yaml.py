@@ -228,7 +228,7 @@ def test_recipes_that_are_not_rehearsed_differ_from_one_that_is_in_data_and_numb
             "model": sorted(raw["model"]["init_args"]),
             "network": raw["model"]["init_args"]["network"],
             "defences": sorted(raw["defences"]["sparse_coding"]),
-            "audits": sorted(raw["audits"]["inversion"]),
+            "audits": sorted(set(raw["audits"]["inversion"]) - {"attack_args"}),
         }
 
     assert without(name) == without(AS_ANOTHER[name])

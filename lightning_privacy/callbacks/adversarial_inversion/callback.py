@@ -46,6 +46,10 @@ class AdversarialInversion(Defence):
 
     name: ClassVar[str] = "adversarial_inversion"
     slots: ClassVar[frozenset[Slot]] = frozenset({Slot.OBJECTIVE})
+    # trained through the defended model, so that it knows the defence
+    adaptive_attacks: ClassVar[tuple[str, ...]] = (
+        "lightning_privacy.attacks.inversion.trained_decoder:TrainedDecoder",
+    )
     after: ClassVar[frozenset[str]] = frozenset({"smp_lora"})  # whose ratio may start from the module's own loss
     requires = frozenset(
         {

@@ -42,6 +42,10 @@ class NoiseTap(Defence):
 
     name: ClassVar[str] = "noise_tap"
     slots: ClassVar[frozenset[Slot]] = frozenset({Slot.SURGERY})
+    # trained through the defended model, so that it knows the defence
+    adaptive_attacks: ClassVar[tuple[str, ...]] = (
+        "lightning_privacy.attacks.inversion.trained_decoder:TrainedDecoder",
+    )
     after: ClassVar[frozenset[str]] = frozenset({"sparse_coding", "variational_bottleneck"})  # they replace layers
     requires = frozenset({Property.UNSHARDED, Property.LAUNCHER_KEEPS_MODULE})
 

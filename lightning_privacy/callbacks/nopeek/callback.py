@@ -35,6 +35,10 @@ class NoPeek(Defence):
 
     name: ClassVar[str] = "nopeek"
     slots: ClassVar[frozenset[Slot]] = frozenset({Slot.OBJECTIVE})
+    # trained through the defended model, so that it knows the defence
+    adaptive_attacks: ClassVar[tuple[str, ...]] = (
+        "lightning_privacy.attacks.inversion.trained_decoder:TrainedDecoder",
+    )
     after: ClassVar[frozenset[str]] = frozenset({"smp_lora"})  # whose ratio may start from the module's own loss
     requires = frozenset(
         {

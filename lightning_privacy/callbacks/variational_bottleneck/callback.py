@@ -47,6 +47,10 @@ class VariationalBottleneck(Defence):
 
     name: ClassVar[str] = "variational_bottleneck"
     slots: ClassVar[frozenset[Slot]] = frozenset({Slot.SURGERY, Slot.OBJECTIVE})
+    # trained through the defended model, so that it knows the defence
+    adaptive_attacks: ClassVar[tuple[str, ...]] = (
+        "lightning_privacy.attacks.inversion.trained_decoder:TrainedDecoder",
+    )
     # Sparse coding replaces layers; SMP-LoRA's ratio may start from the module's own loss and would drop the rate.
     after: ClassVar[frozenset[str]] = frozenset({"sparse_coding", "smp_lora"})
     requires = frozenset(

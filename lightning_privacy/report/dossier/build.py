@@ -92,7 +92,8 @@ def build_dossier(
     measurements = [measurement_entry(line, run.path) for line in summary.measurements]
     weights = weights_of(run, summary.steps if here else None, bool(summary.defences))
     data = data_card(run, hashes, {role for r in here for role in r.n})
-    succeeded = [a.name for a in attacks if not a.failed]
+    # An inversion attack's result is named after its tap and its victims too.
+    succeeded = [name for a in attacks if not a.failed for name in (a.name, a.name.rpartition("/")[2])]
     protections, gaps = protections_of(summary.defences, succeeded, weights.fingerprints, run.path)
     gaps += [*missing_evidence(here, summary), *weights.gaps, *split_gaps(run, hashes)]
     dossier = ReleaseDossier(
