@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: install demo audit-demo test lint types slow fast all clean
+.PHONY: install demo audit-demo test test-long test-rest lint types slow fast all clean
 
 install: $(VENV)/.installed
 
@@ -28,8 +28,17 @@ lint: install
 types: install
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
+PYTEST := $(BIN)/python -m pytest --jaxtyping-packages=lightning_privacy,beartype.beartype
+LONG := tests/cli tests/contract tests/shadows  # about half of the suite's time
+
 test: install lint types
-	$(BIN)/python -m pytest --jaxtyping-packages=lightning_privacy,beartype.beartype
+	$(MAKE) --no-print-directory --jobs=2 test-long test-rest  # two processes: each test has one thread
+
+test-long: install
+	$(PYTEST) $(LONG)
+
+test-rest: install
+	$(PYTEST) $(LONG:%=--ignore=%)
 
 slow: install
 	$(BIN)/python -m pytest -m slow -s
