@@ -50,7 +50,7 @@ def test_a_nearly_invertible_network_is_undone_without_touching_it():
     model, own, victims = network(), blobs(8), blobs(6, seed=1)
     before = copy.deepcopy(model.state_dict())
     target = InversionTarget(model, "split", SHAPE)
-    attack = WhiteBoxOptimisation(steps=150, restarts=1, tuning=2, variation=(0, 1e-2))
+    attack = WhiteBoxOptimisation(steps=150, most_steps=150, restarts=1, tuning=2, variation=(0, 1e-2))
     attack.fit(target, own, own, seed=0)
     with torch.no_grad():
         observed = model(victims)
@@ -61,7 +61,7 @@ def test_a_nearly_invertible_network_is_undone_without_touching_it():
 
 def test_victims_do_not_feel_each_other():
     target, own, victims = InversionTarget(network(), "split", SHAPE), blobs(8), blobs(5, seed=1)
-    attack = WhiteBoxOptimisation(steps=40, restarts=2, variation=(1e-2,), rows=3)
+    attack = WhiteBoxOptimisation(steps=40, most_steps=40, restarts=2, variation=(1e-2,), rows=3)
     attack.fit(target, own, own, seed=0)
     with torch.no_grad():
         observed = target.observe(victims)
@@ -73,7 +73,7 @@ def test_victims_do_not_feel_each_other():
 def test_penalties_are_chosen_by_the_true_error_on_own_pictures():
     half = InversionTarget(lambda x: x[..., ::2].flatten(1), "split", SHAPE)  # columns between are nobody's
     own = blobs(8) * 0.9
-    attack = WhiteBoxOptimisation(steps=150, restarts=1, tuning=8, variation=(0, 3e-2), size=(0, 100))
+    attack = WhiteBoxOptimisation(steps=150, most_steps=150, restarts=1, tuning=8, variation=(0, 3e-2), size=(0, 100))
     attack.fit(half, torch.zeros(2, 1, 8, 8), own, seed=0)
     assert attack.weights == PenaltyWeights(variation=3e-2)
 
@@ -86,7 +86,7 @@ def test_the_best_restart_is_that_of_the_smallest_objective():
     observed = target.observe(victims)
     objectives = []
     for restarts in (1, 4):
-        attack = WhiteBoxOptimisation(steps=60, restarts=restarts, variation=(0,))
+        attack = WhiteBoxOptimisation(steps=60, most_steps=60, restarts=restarts, variation=(0,))
         attack.fit(target, own, own, 0)
         found = attack.reconstruct(target, observed, 0)
         objectives.append(float((target.observe(found) - observed).square().sum()))
@@ -96,7 +96,9 @@ def test_the_best_restart_is_that_of_the_smallest_objective():
 def test_a_start_is_used_and_can_be_kept():
     target, own = InversionTarget(lambda x: x.mean((1, 2, 3))[:, None], "logits", SHAPE), blobs(8)
     begin = blobs(3, seed=4).clamp(0.05, 0.95)
-    attack = WhiteBoxOptimisation(steps=50, restarts=1, variation=(0,), stay=(1e4,), start=lambda t, z, s: begin)
+    attack = WhiteBoxOptimisation(
+        steps=50, most_steps=50, restarts=1, variation=(0,), stay=(1e4,), start=lambda t, z, s: begin
+    )
     attack.fit(target, own, own, 0)
     torch.testing.assert_close(attack.reconstruct(target, target.observe(begin), 0), begin, atol=1e-2, rtol=0)
 
@@ -105,7 +107,7 @@ def test_from_the_decoder_is_no_worse_than_the_decoder():
     own, victims = blobs(120), blobs(12, seed=1)
     target = InversionTarget(lambda x: F.avg_pool2d(x, 4).flatten(1), "features", SHAPE)
     decoder = TrainedDecoder(200, 16, 1, views=1, rule=FlatnessRule(check_every=25, drops=0))
-    attack = OptimisationFromDecoder(decoder, steps=60, tuning=8)
+    attack = OptimisationFromDecoder(decoder, steps=60, most_steps=60, tuning=8)
     record = attack.fit(target, own[:90], own[90:], seed=0)
     observed = target.observe(victims)
     assert record.steps == decoder.fit(target, own[:90], own[90:], seed=0).steps  # not trained twice
@@ -113,6 +115,17 @@ def test_from_the_decoder_is_no_worse_than_the_decoder():
         psnr(attack.reconstruct(target, observed, 0), victims)
         > psnr(decoder.reconstruct(target, observed, 0), victims) - 0.1
     )
+
+
+def test_steps_are_doubled_where_that_finds_more_and_only_there():
+    slow = InversionTarget(lambda x: x.flatten(1), "split", SHAPE)
+    blind = InversionTarget(lambda x: torch.ones(len(x), 1) + 0 * x.sum(), "split", SHAPE)
+    own = blobs(6)
+    found = {}
+    for name, target, most in (("slow", slow, 64), ("capped", slow, 8), ("blind", blind, 64)):
+        attack = WhiteBoxOptimisation(steps=4, restarts=1, variation=(0,), lr=0.02, most_steps=most)
+        found[name] = (attack.fit(target, own, own, 0).converged, attack.length)
+    assert found == {"slow": (False, 64), "capped": (False, 8), "blind": (True, 4)}
 
 
 def test_gradients_are_taken_under_the_mechanism():
@@ -125,7 +138,7 @@ def test_gradients_are_taken_under_the_mechanism():
         inside.append("out")
 
     target, own = InversionTarget(lambda x: x, "split", SHAPE), blobs(4)
-    attack = WhiteBoxOptimisation(steps=2, restarts=1, variation=(0,), mechanism=mechanism)
+    attack = WhiteBoxOptimisation(steps=2, most_steps=2, restarts=1, variation=(0,), mechanism=mechanism)
     attack.fit(target, own, own, 0)
     attack.reconstruct(target, own, 0)
     assert inside == ["in", "out"]
@@ -134,7 +147,7 @@ def test_gradients_are_taken_under_the_mechanism():
 def test_a_seed_decides_and_the_global_state_comes_back():
     target, own = InversionTarget(lambda x: x + 0.1 * torch.randn_like(x), "split", SHAPE), blobs(4)
     state = torch.get_rng_state()
-    attack = WhiteBoxOptimisation(steps=5, restarts=2, variation=(0,))
+    attack = WhiteBoxOptimisation(steps=5, most_steps=5, restarts=2, variation=(0,))
     attack.fit(target, own, own, 0)
     a, b, c = (attack.reconstruct(target, own, seed) for seed in (0, 0, 1))
     assert torch.equal(a, b) and not torch.equal(a, c)
@@ -151,7 +164,7 @@ def test_descent_reaches_each_rows_own_minimum():
 def test_the_latent_search_fills_in_what_the_tap_left_out(autoencoder_attack):
     target, attack, record = autoencoder_attack
     victims = blobs(12, seed=1)
-    pixels = WhiteBoxOptimisation(steps=100, restarts=1, variation=(0, 1e-2), tuning=4)
+    pixels = WhiteBoxOptimisation(steps=100, most_steps=100, restarts=1, variation=(0, 1e-2), tuning=4)
     pixels.fit(target, blobs(40), blobs(40), 0)
     observed = target.observe(victims)
     assert record.steps > 0

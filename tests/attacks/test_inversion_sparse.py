@@ -142,8 +142,8 @@ def test_a_search_that_gets_no_gradient_is_freed_by_the_surrogate():
     victims = torch.where(torch.arange(8).view(1, 1, 1, 8) < 4, 0.95, 0.2).expand(1, *SHAPE)
     observed = layer(victims)
     assert observed.abs().sum() > 0
-    plain = WhiteBoxOptimisation(steps=60, restarts=1, variation=(0,))
-    freed = SurrogateOptimisation(steps=60, restarts=1, variation=(0,))
+    plain = WhiteBoxOptimisation(steps=60, most_steps=60, restarts=1, variation=(0,))
+    freed = SurrogateOptimisation(steps=60, most_steps=60, restarts=1, variation=(0,))
     errors = []
     for attack in (plain, freed):
         attack.fit(target, own, own, 0)
@@ -160,7 +160,7 @@ def test_layers_without_a_surrogate_are_left_as_they_are():
 def test_the_model_is_left_alone():
     target, model = defended(0.3)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    for attack in (SynthesisAttack(), SurrogateOptimisation(steps=3, restarts=1, tuning=2)):
+    for attack in (SynthesisAttack(), SurrogateOptimisation(steps=3, most_steps=3, restarts=1, tuning=2)):
         attack.fit(target, blobs(8), blobs(4), 0)
         attack.reconstruct(target, target.observe(blobs(2)).detach(), 0)
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())

@@ -17,9 +17,9 @@ __all__ = ["FlatnessRule", "train_until_flat"]
 class FlatnessRule:
     """When a validation loss counts as flat.
 
-    Every ``check_every`` steps the loss is compared with the best so far. Where ``patience`` checks in a row did not lower
-    it by the share ``gain``, the learning rate falls to ``factor`` of itself and training goes on from the best weights;
-    after ``drops`` such falls, the next such stretch ends the training: flat.
+    Every ``check_every`` steps the loss is compared with the last that was lower by the share ``gain`` than the one before.
+    Where ``patience`` checks in a row are not lower by that share, the learning rate falls to ``factor`` of itself and
+    training goes on from the best weights; after ``drops`` such falls, the next such stretch ends the training: flat.
 
     Args:
         max_steps: Optimizer steps at most; a loss that is not flat by then is said to be so.
@@ -73,6 +73,7 @@ def train_until_flat(
     optimizer = torch.optim.Adam(parameters, lr=lr)
     history: list[tuple[float, float]] = []
     best, kept, stale, drops, steps, running = float("inf"), _copy(network), 0, 0, 0, 0.0
+    mark = float("inf")  # moves by whole gains alone: else a slow, steady fall would pass for none
     flat = False
     while steps < rule.max_steps and not flat:
         network.train()
@@ -93,7 +94,8 @@ def train_until_flat(
             )
         history.append((running / ((steps - 1) % rule.check_every + 1), found))
         running = 0.0
-        stale = 0 if found < best * (1 - rule.gain) else stale + 1
+        stale = 0 if found < mark * (1 - rule.gain) else stale + 1
+        mark = found if stale == 0 else mark
         if found < best:
             best, kept = found, _copy(network)
         if stale < rule.patience:

@@ -58,6 +58,7 @@ class SurrogateOptimisation(WhiteBoxOptimisation):
         variation: See there.
         tuning: See there.
         rows: See there.
+        most_steps: See there.
     """
 
     name: ClassVar[str] = "surrogate_optimisation"
@@ -70,8 +71,18 @@ class SurrogateOptimisation(WhiteBoxOptimisation):
         variation: Sequence[float | int] = (0, 1e-3, 1e-2, 1e-1, 1),
         tuning: int = 16,
         rows: int = 256,
+        most_steps: int = 4000,
     ) -> None:
-        super().__init__(steps, restarts, lr, variation, tuning=tuning, rows=rows, mechanism=surrogate_thresholds)
+        super().__init__(
+            steps,
+            restarts,
+            lr,
+            variation,
+            tuning=tuning,
+            rows=rows,
+            mechanism=surrogate_thresholds,
+            most_steps=most_steps,
+        )
 
 
 class SurrogateFromDecoder(OptimisationFromDecoder):
@@ -81,8 +92,11 @@ class SurrogateFromDecoder(OptimisationFromDecoder):
         decoder: The trained decoder; one that was fitted for the same target and seed is not trained again.
         steps: See `OptimisationFromDecoder`.
         lr: See there.
+        variation: See there.
+        stay: See there.
         tuning: See there.
         rows: See there.
+        most_steps: See there.
     """
 
     name: ClassVar[str] = "surrogate_from_decoder"
@@ -92,10 +106,23 @@ class SurrogateFromDecoder(OptimisationFromDecoder):
         decoder: TrainedDecoder | None = None,
         steps: int = 300,
         lr: float | int = 0.05,
+        variation: Sequence[float | int] = (0, 1e-2),
+        stay: Sequence[float | int] = (0, 0.1, 1, 10),
         tuning: int = 16,
         rows: int = 256,
+        most_steps: int = 2400,
     ) -> None:
-        super().__init__(decoder, steps, lr=lr, tuning=tuning, rows=rows, mechanism=surrogate_thresholds)
+        super().__init__(
+            decoder,
+            steps,
+            lr=lr,
+            variation=variation,
+            stay=stay,
+            tuning=tuning,
+            rows=rows,
+            mechanism=surrogate_thresholds,
+            most_steps=most_steps,
+        )
 
 
 def synthesise(layer: Any, code: Float[Tensor, "n atoms height width"]) -> Float[Tensor, "n channels tall wide"]:
@@ -139,12 +166,21 @@ class SynthesisAttack:
         self._last: tuple[Tensor, Tensor, Tensor] | None = None
 
     def applies(self, target: InversionTarget) -> bool:
-        """Return whether the tap still is a map that follows sparse-coding layers.
+        """Return whether the tap is a map of the last dictionary's atoms, and the first dictionary is of pictures.
 
         Args:
-            target: The model.
+            target: The model, which is asked about one black picture.
         """
-        return target.tap == "split" and bool(_sparse_layers(target))
+        layers = _sparse_layers(target)
+        if target.tap != "split" or not layers:
+            return False
+        place = layers[0].dictionary.device
+        with own_randomness(0, self.name, place), torch.no_grad():
+            tap, ran = _observe_codes(target, layers, torch.zeros(1, *target.image_shape, device=place))
+        if not ran:
+            return False
+        first, last = ran[0][0].dictionary, ran[-1][0].dictionary
+        return tap.ndim == 4 and tap.shape[1] == len(last) and first.shape[1] == target.image_shape[0]
 
     def fit(
         self,
@@ -170,6 +206,10 @@ class SynthesisAttack:
             raise InputError("SynthesisAttack needs a layer with a dictionary before the tap; leave the attack out.")
         with own_randomness(seed, self.name, aux.device), torch.no_grad():
             tap, ran = _observe_codes(target, layers, aux)
+            if not ran:
+                raise InputError(
+                    "SynthesisAttack: no sparse-coding layer runs before the tap; leave the attack out, or listen later."
+                )
             layers, codes = [layer for layer, _ in ran], [code for _, code in ran]
             atoms = layers[-1].dictionary.shape[0]
             if tap.ndim != 4 or tap.shape[1] != atoms:
@@ -237,12 +277,7 @@ def _observe_codes(
     finally:
         for handle in handles:
             handle.remove()
-    ran = [(layer, torch.cat(kept)) for layer, kept in zip(layers, caught, strict=True) if kept]
-    if not ran:
-        raise InputError(
-            "SynthesisAttack: no sparse-coding layer runs before the tap; leave the attack out, or listen later."
-        )
-    return tap, ran
+    return tap, [(layer, torch.cat(kept)) for layer, kept in zip(layers, caught, strict=True) if kept]
 
 
 def _enlarged(maps: Tensor, size: tuple[int, int]) -> Tensor:

@@ -137,7 +137,8 @@ class InversionAudit(ResultAudit):
 
     def result_names(self, trainer: L.Trainer, module: L.LightningModule) -> set[str]:
         """Return the names of the results that `audit` would write."""
-        attacks = [*(attack.name for attack in self._chosen(trainer)), STRONGEST]
+        # One that asks whether it applies may be silent at a tap, and is not waited for.
+        attacks = [*(attack.name for attack in self._chosen(trainer) if not hasattr(attack, "applies")), STRONGEST]
         return {f"{tap}/{kind}/{name}" for tap in self._layers for kind in VICTIM_ROLES for name in attacks}
 
     def charted(self, results: Sequence[AttackResult]) -> dict[str, float]:

@@ -12,6 +12,7 @@ from lightning_privacy.attacks.inversion.target import FitRecord, InversionTarge
 from lightning_privacy.attacks.inversion.trained_decoder import TrainedDecoder
 from lightning_privacy.callbacks.audits.inversion_pictures import AuditPictures
 from lightning_privacy.callbacks.audits.inversion_results import Reconstructed, Victims
+from lightning_privacy.metrics.functional.reconstruction import paired_similarity
 
 __all__ = ["References", "references_of"]
 
@@ -21,8 +22,8 @@ class References:
     """Floors and ceiling.
 
     Args:
-        floor: By kind of victims, the best guess that needs no model: the class's mean where the data have classes, else
-            the mean picture.
+        floor: By kind of victims, the better of two guesses that need no model: the mean picture, and where the data have
+            classes the mean of the victim's class, which knows the label.
         ceiling: By kind, what the attackers' decoder makes of pictures that are not hidden; empty where not asked for.
         made: All of them, as results.
     """
@@ -60,10 +61,15 @@ def references_of(
         found = {"mean_picture": mean_pictures(own.train, len(victims))}
         if own.train_labels is not None and kind in pictures.labels:
             found["class_mean"] = class_mean_pictures(own.train, own.train_labels, pictures.labels[kind])
-        floors[kind] = list(found.values())[-1].cpu()
+        # Where classes have few pictures, their means may be worse than the mean of all.
+        floors[kind] = max(found.values(), key=lambda guess, victims=victims: _psnr(guess, victims)).cpu()
         if kind in ceilings:
             found["decoder_of_the_picture"] = ceilings[kind]
         for name, guess in found.items():
             fit = trained if name == "decoder_of_the_picture" else FitRecord()
             made.append(Reconstructed(None, kind, name, "none", guess.cpu(), fit))
     return References(floors, ceilings, tuple(made))
+
+
+def _psnr(guess: Tensor, victims: Tensor) -> float:
+    return float(paired_similarity(guess.cpu(), victims.cpu())["psnr"].mean())

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from itertools import pairwise
+from itertools import combinations
 from typing import Any, Literal
 
 from jaxtyping import Float
@@ -165,7 +165,7 @@ def ladder_notes(psnr: Mapping[Tap, Tensor], bootstrap: int, seed: int) -> list[
     """
     order: list[Tap] = [tap for tap in ("split", "features", "logits", "probabilities") if tap in psnr]
     notes = []
-    for earlier, later in pairwise(order):
+    for earlier, later in combinations(order, 2):
         difference = psnr[earlier] - psnr[later]
         _, high = victim_interval([difference], resamples=bootstrap, seed=seed)
         if high < 0:

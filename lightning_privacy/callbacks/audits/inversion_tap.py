@@ -8,12 +8,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lightning_privacy.attacks.inversion.observing import observe_all
+from lightning_privacy.attacks.inversion.references import NearestAux
 from lightning_privacy.attacks.inversion.selection import Selection, Tried, select_strongest
 from lightning_privacy.attacks.inversion.target import FitRecord, InversionAttack, InversionTarget
 from lightning_privacy.callbacks.audits.inversion_results import Reconstructed, Victims
 
 __all__ = ["STRONGEST", "AttackerPictures", "applies", "attack_tap", "watched"]
 
+_JUDGED = 64  # chosen here: own pictures on which attacks are compared; a decoder's plateau is seen on all of them
 STRONGEST = "strongest_per_victim"
 """Name of the reconstructions that the attacker would hand in: of each victim, those of the attack it trusts most."""
 
@@ -77,11 +79,16 @@ def attack_tap(
         seed: Of the attacks.
 
     Returns:
-        One entry an attack and kind, and one of the best per victim, marked as the strongest.
+        One entry an attack and kind, one of the best per victim, marked as the strongest, and as a reference the
+        attacker's own picture whose output is nearest.
     """
     target = watched(target, queries)
+    nearest = NearestAux()
+    nearest.fit(target, own.train, own.val, seed)
     leaked: dict[Victims, Tensor] = {kind: observe_all(target, pictures) for kind, pictures in victims.items()}
-    leaked_val = observe_all(target, own.val)
+    # A search takes as long for each of them as for a victim; the last ones, because attacks tune on the first.
+    judged = own.val[-_JUDGED:]
+    leaked_val = observe_all(target, judged)
     fits: dict[str, FitRecord] = {}
     on_val: dict[str, Tensor] = {}
     guesses: dict[str, dict[Victims, Tensor]] = {}
@@ -93,7 +100,7 @@ def attack_tap(
     made = []
     for kind, z in leaked.items():
         tried = {name: Tried(on_val[name], guesses[name][kind]) for name in fits}
-        selection = select_strongest(target, own.val, leaked_val, z, tried, seed)
+        selection = select_strongest(target, judged, leaked_val, z, tried, seed)
         made += [
             Reconstructed(
                 target.tap,
@@ -107,6 +114,9 @@ def attack_tap(
             for attack in attacks
         ]
         made.append(_chosen(target, kind, selection, attacks, fits))
+        name = f"nearest_own_picture_at_{target.tap}"
+        known = nearest.reconstruct(target, z, seed)
+        made.append(Reconstructed(None, kind, name, "queries", known.cpu(), FitRecord()))
     return made
 
 
