@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: install demo audit-demo test test-long test-rest lint types slow fast all clean
+.PHONY: install demo audit-demo inversion-demo test test-long test-rest lint types slow fast all clean
 
 install: $(VENV)/.installed
 
@@ -19,6 +19,9 @@ demo: install
 audit-demo: install
 	$(BIN)/python examples/audit_demo.py
 
+inversion-demo: install
+	$(BIN)/python examples/inversion_demo.py
+
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -29,7 +32,7 @@ types: install
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 PYTEST := $(BIN)/python -m pytest --jaxtyping-packages=lightning_privacy,beartype.beartype
-LONG := tests/cli tests/contract tests/shadows  # about half of the suite's time
+LONG := tests/cli tests/contract  # about half of the suite's time
 
 test: install lint types
 	$(MAKE) --no-print-directory --jobs=2 test-long test-rest  # two processes: each test has one thread

@@ -10,6 +10,7 @@ __all__ = [
     "PrivacyError",
     "SplitError",
     "UnsupportedStrategyError",
+    "WrongKeyError",
 ]
 
 
@@ -47,3 +48,7 @@ class InputError(PrivacyError):
 
 class NonFiniteLossError(PrivacyError):
     """The training loss became NaN or infinite."""
+
+
+class WrongKeyError(PrivacyError):
+    """A key is another than the one that a model was locked with."""

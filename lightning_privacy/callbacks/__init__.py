@@ -8,11 +8,19 @@ from lightning_privacy.lazy import lazy_names
 if TYPE_CHECKING:
     from lightning_privacy.callbacks.adversarial_inversion.callback import AdversarialInversion as AdversarialInversion
     from lightning_privacy.callbacks.audits.attribute import AttributeAudit as AttributeAudit
+    from lightning_privacy.callbacks.audits.class_inversion import ClassInversionAudit as ClassInversionAudit
     from lightning_privacy.callbacks.audits.inversion import InversionAudit as InversionAudit
+    from lightning_privacy.callbacks.audits.leakage import LeakageAudit as LeakageAudit
     from lightning_privacy.callbacks.audits.membership import MembershipAudit as MembershipAudit
     from lightning_privacy.callbacks.audits.structural import StructuralAudit as StructuralAudit
     from lightning_privacy.callbacks.bido.callback import BiDO as BiDO
     from lightning_privacy.callbacks.canaries.callback import CanaryAudit as CanaryAudit
+    from lightning_privacy.callbacks.clip_and_noise.callback import ClipAndNoise as ClipAndNoise
+    from lightning_privacy.callbacks.gradient_bottleneck.callback import GradientBottleneck as GradientBottleneck
+    from lightning_privacy.callbacks.gradient_noise.callback import GradientNoise as GradientNoise
+    from lightning_privacy.callbacks.gradient_pruning.callback import GradientPruning as GradientPruning
+    from lightning_privacy.callbacks.key_lock.callback import KeyLock as KeyLock
+    from lightning_privacy.callbacks.key_lock.private_affine import PrivateAffine as PrivateAffine
     from lightning_privacy.callbacks.negative_label_smoothing.callback import (
         NegativeLabelSmoothing as NegativeLabelSmoothing,
     )
@@ -30,12 +38,20 @@ _WHERE = {
     "AttributeAudit": "lightning_privacy.callbacks.audits.attribute",
     "BiDO": "lightning_privacy.callbacks.bido.callback",
     "CanaryAudit": "lightning_privacy.callbacks.canaries.callback",
+    "ClassInversionAudit": "lightning_privacy.callbacks.audits.class_inversion",
+    "ClipAndNoise": "lightning_privacy.callbacks.clip_and_noise.callback",
+    "GradientBottleneck": "lightning_privacy.callbacks.gradient_bottleneck.callback",
+    "GradientNoise": "lightning_privacy.callbacks.gradient_noise.callback",
+    "GradientPruning": "lightning_privacy.callbacks.gradient_pruning.callback",
     "ImageQuality": "lightning_privacy.callbacks.quality.image_quality",
     "InversionAudit": "lightning_privacy.callbacks.audits.inversion",
+    "KeyLock": "lightning_privacy.callbacks.key_lock.callback",
+    "LeakageAudit": "lightning_privacy.callbacks.audits.leakage",
     "MembershipAudit": "lightning_privacy.callbacks.audits.membership",
     "NegativeLabelSmoothing": "lightning_privacy.callbacks.negative_label_smoothing.callback",
     "NoPeek": "lightning_privacy.callbacks.nopeek.callback",
     "NoiseTap": "lightning_privacy.callbacks.noise_tap.callback",
+    "PrivateAffine": "lightning_privacy.callbacks.key_lock.private_affine",
     "SMPLoRA": "lightning_privacy.callbacks.smp_lora.callback",
     "SparseCoding": "lightning_privacy.callbacks.sparse_coding.callback",
     "StructuralAudit": "lightning_privacy.callbacks.audits.structural",
@@ -46,12 +62,20 @@ __all__ = [
     "AttributeAudit",
     "BiDO",
     "CanaryAudit",
+    "ClassInversionAudit",
+    "ClipAndNoise",
+    "GradientBottleneck",
+    "GradientNoise",
+    "GradientPruning",
     "ImageQuality",
     "InversionAudit",
+    "KeyLock",
+    "LeakageAudit",
     "MembershipAudit",
     "NegativeLabelSmoothing",
     "NoPeek",
     "NoiseTap",
+    "PrivateAffine",
     "SMPLoRA",
     "SparseCoding",
     "StructuralAudit",
@@ -63,6 +87,8 @@ register_defence(
     "adversarial_inversion", "lightning_privacy.callbacks.adversarial_inversion.callback:AdversarialInversion"
 )
 register_defence("bido", "lightning_privacy.callbacks.bido.callback:BiDO")
+register_defence("key_lock", "lightning_privacy.callbacks.key_lock.callback:KeyLock")
+register_defence("private_affine", "lightning_privacy.callbacks.key_lock.private_affine:PrivateAffine")
 register_defence(
     "negative_label_smoothing", "lightning_privacy.callbacks.negative_label_smoothing.callback:NegativeLabelSmoothing"
 )
@@ -74,8 +100,14 @@ register_defence(
     "variational_bottleneck", "lightning_privacy.callbacks.variational_bottleneck.callback:VariationalBottleneck"
 )
 
+register_defence("clip_and_noise", "lightning_privacy.callbacks.clip_and_noise.callback:ClipAndNoise")
+register_defence("gradient_bottleneck", "lightning_privacy.callbacks.gradient_bottleneck.callback:GradientBottleneck")
+register_defence("gradient_noise", "lightning_privacy.callbacks.gradient_noise.callback:GradientNoise")
+register_defence("gradient_pruning", "lightning_privacy.callbacks.gradient_pruning.callback:GradientPruning")
 register_audit("membership", "lightning_privacy.callbacks.audits.membership:MembershipAudit")
 register_audit("inversion", "lightning_privacy.callbacks.audits.inversion:InversionAudit")
+register_audit("class_inversion", "lightning_privacy.callbacks.audits.class_inversion:ClassInversionAudit")
+register_audit("leakage", "lightning_privacy.callbacks.audits.leakage:LeakageAudit")
 register_audit("structural", "lightning_privacy.callbacks.audits.structural:StructuralAudit")
 register_audit("attribute", "lightning_privacy.callbacks.audits.attribute:AttributeAudit")
 register_audit("canaries", "lightning_privacy.callbacks.canaries.callback:CanaryAudit")

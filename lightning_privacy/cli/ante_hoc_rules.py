@@ -151,7 +151,7 @@ def _adaptive(plan: TrainingPlan) -> Finding:
     without = [d.name for d in plan.defences if not d.adaptive_attacks]
     if not plan.defences:
         return Finding("no_adaptive_attack", "defences", "undefended")
-    if without or not {"membership", "inversion"} & set(plan.audits):
+    if without or not {"membership", "inversion", "leakage"} & set(plan.audits):
         what = f"no attack knows {', '.join(without)}" if without else "no audit runs the adaptive attacks"
         return Finding(
             "no_adaptive_attack",
@@ -159,7 +159,7 @@ def _adaptive(plan: TrainingPlan) -> Finding:
             what,
             "attacks that do not know a defence understate the leak by up to an order of magnitude (arXiv 2404.17399); "
             "the verdict will be insufficient evidence",
-            "audit with `membership` or `inversion`, and name an attack in the defence's `adaptive_attacks`",
+            "audit with `membership`, `inversion` or `leakage`, and name an attack in the defence's `adaptive_attacks`",
             "warn",
         )
     return Finding("no_adaptive_attack", "defences", "each has an attack that knows it")

@@ -97,7 +97,8 @@ class AttackResult:
     """The outcome of one attack on one model; one line of ``results.jsonl``.
 
     Args:
-        family: ``membership``, ``attribute``, ``structural``, ``canary``, ``inversion``, ``leakage``, ``lock``.
+        family: ``membership``, ``attribute``, ``structural``, ``canary``, ``inversion``, ``class_inversion``,
+            ``leakage``, ``lock``; what stands beside them for comparison has a family of its own (``leakage_control``).
         attack: Name of the attack.
         access: What the attacker must have.
         seed: The attack's seed.

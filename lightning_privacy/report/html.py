@@ -79,7 +79,7 @@ def _section(run: RunSummary) -> dict[str, Any]:
         "measurements": [
             {
                 "name": f"{m['kind']}/{m['name']}",
-                "value": "-" if m["value"] is None else f"{m['value']:.4g}",
+                "value": _shown(m["value"]),
                 "n": ", ".join(f"{v} {k}" for k, v in m["n"].items()) if isinstance(m["n"], dict) else m["n"] or "",
                 "step": m["step"],
                 "reason": m["reason"],
@@ -89,6 +89,12 @@ def _section(run: RunSummary) -> dict[str, Any]:
         "pictures": [{"name": p.stem, "data": _embed(p)} for p in _pictures(run)],
         "settings": yaml.safe_dump(run.settings, sort_keys=False) if run.settings else "",
     }
+
+
+def _shown(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:,.0f}" if float(value).is_integer() else f"{value:.4g}"
 
 
 def _membership_first(family: str) -> tuple[bool, str]:

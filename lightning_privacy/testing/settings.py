@@ -3,13 +3,18 @@
 Adding a defence or an audit to the package adds one entry here.
 """
 
+import atexit
+import functools
+import shutil
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as L
 from jaxtyping import Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_privacy.testing import dummy_defences as dummies
 from lightning_privacy.testing.tiny_modules import PlainRegressor, ProtocolRegressor, TinyDenoiser
@@ -151,10 +156,12 @@ def _smp_lora() -> DefenceCase:
 
 
 def tiny_classifier() -> L.LightningModule:
-    """Return a classifier of the pictures' colours that has every protocol."""
+    """Return a classifier of the pictures' colours that has every protocol and a normalisation layer."""
     from lightning_privacy.testing.tiny_classifier import TinyClassifier
 
-    return TinyClassifier()
+    module = TinyClassifier()
+    module.scores = nn.LayerNorm(4)
+    return module
 
 
 def _adversarial_inversion() -> DefenceCase:
@@ -170,6 +177,53 @@ def _bido() -> DefenceCase:
     kwargs = {"taps": ["network.conv1", "network.conv2"]}
     off = {"lambda_x": 0.0, "lambda_y": 0.0}
     return DefenceCase(BiDO, kwargs, off, tiny_classifier, world_invariant=False)  # a statistic of each process's batch
+
+
+@functools.cache
+def _private_folder() -> Path:
+    """Return where the contract's runs keep their secrets; it goes when the process ends."""
+    folder = Path(tempfile.mkdtemp(prefix="lightning_privacy-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+def _clip_and_noise() -> DefenceCase:
+    from lightning_privacy.callbacks.clip_and_noise.callback import ClipAndNoise
+
+    off = {"unit": "batch", "max_norm": 1e9, "noise_multiplier": 0.0}
+    return DefenceCase(ClipAndNoise, {"max_norm": 0.5, "unit": "auto", "seed": 0}, off, tiny_classifier)
+
+
+def _gradient_bottleneck() -> DefenceCase:
+    from lightning_privacy.callbacks.gradient_bottleneck.callback import GradientBottleneck
+
+    kwargs = {"head": "network.head", "latents": 4}
+    return DefenceCase(GradientBottleneck, kwargs, None, tiny_classifier, world_invariant=False)  # as NoiseTap
+
+
+def _gradient_noise() -> DefenceCase:
+    from lightning_privacy.callbacks.gradient_noise.callback import GradientNoise
+
+    return DefenceCase(GradientNoise, {"std": 0.1, "seed": 0}, {"std": 0.0}, tiny_classifier)
+
+
+def _gradient_pruning() -> DefenceCase:
+    from lightning_privacy.callbacks.gradient_pruning.callback import GradientPruning
+
+    return DefenceCase(GradientPruning, {"share": 0.7}, {"share": 0.0}, tiny_classifier)
+
+
+def _key_lock() -> DefenceCase:
+    from lightning_privacy.callbacks.key_lock.callback import KeyLock
+
+    kwargs = {"key": f"vault:{_private_folder() / 'keys.safetensors'}#key_lock", "key_length": 16}
+    return DefenceCase(KeyLock, {**kwargs, "fresh_key": "each_epoch"}, None, tiny_classifier)
+
+
+def _private_affine() -> DefenceCase:
+    from lightning_privacy.callbacks.key_lock.private_affine import PrivateAffine
+
+    return DefenceCase(PrivateAffine, {"private": str(_private_folder() / "states")}, None, tiny_classifier)
 
 
 def _negative_label_smoothing() -> DefenceCase:
@@ -216,9 +270,15 @@ def _variational_bottleneck() -> DefenceCase:
 DEFENCES: dict[str, Callable[[], DefenceCase]] = {
     "adversarial_inversion": _adversarial_inversion,
     "bido": _bido,
+    "clip_and_noise": _clip_and_noise,
+    "gradient_bottleneck": _gradient_bottleneck,
+    "gradient_noise": _gradient_noise,
+    "gradient_pruning": _gradient_pruning,
+    "key_lock": _key_lock,
     "negative_label_smoothing": _negative_label_smoothing,
     "noise_tap": _noise_tap,
     "nopeek": _nopeek,
+    "private_affine": _private_affine,
     "smp_lora": _smp_lora,
     "sparse_coding": _sparse_coding,
     "variational_bottleneck": _variational_bottleneck,
@@ -241,6 +301,37 @@ AUDITS: dict[str, AuditCase] = {
             "victims": 8,
             "every_n_epochs": 1,
             "ceiling": False,
+            "bootstrap": 50,
+        },
+        disc_classifier,
+    ),
+    "class_inversion": AuditCase(
+        "class_inversion",
+        {
+            "most": 2,
+            "attack_args": {
+                "candidates": 8,
+                "optimised": 2,
+                "kept": 1,
+                "steps": 1,
+                "search_crops": 1,
+                "final_crops": 1,
+            },
+            "latent_dim": 2,
+            "generator_steps": 3,
+            "evaluation_steps": 3,
+            "every_n_epochs": 1,
+            "bootstrap": 50,
+        },
+        disc_classifier,
+    ),
+    "leakage": AuditCase(
+        "leakage",
+        {
+            "attacks": ["dlg"],
+            "attack_args": {"dlg": {"evaluations": 4, "restarts": 1}},
+            "victims": 2,
+            "every_n_epochs": 1,
             "bootstrap": 50,
         },
         disc_classifier,

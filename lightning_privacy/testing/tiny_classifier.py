@@ -37,7 +37,7 @@ class TinyClassifier(ImageClassifier):
             self.configure_model()
             self.adapter, self._adapted = nn.Linear(3 * 8 * 8, 4, bias=False), True
         nn.init.zeros_(self.adapter.weight)
-        self.scores = nn.Identity()
+        self.scores: nn.Module = nn.Identity()
 
     def logits(self, batch: Any) -> Float[Tensor, "batch classes"]:
         """Return the class scores, with the adapter where it is on."""

@@ -41,7 +41,9 @@ def audited(tmp_path_factory):
     "launch",
     [
         [*COMMAND, "--trainer.devices", "2", "--trainer.strategy", "ddp"],
-        ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *COMMAND],
+        pytest.param(  # half a minute, to launch the same two processes otherwise
+            ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *COMMAND], marks=pytest.mark.slow
+        ),
     ],
     ids=["lightning", "torchrun"],
 )

@@ -59,9 +59,12 @@ def test_durations(seconds, text):
 
 def test_step_time_is_measured_after_warming_up(fit, tmp_path):
     fit(StepTime(warmup=1))
-    (line,) = RunFolder(tmp_path).measurements()
+    line, epoch, parameters, trainable = RunFolder(tmp_path).measurements()
     assert (line["kind"], line["name"], line["n"], line["step"]) == ("cost", "seconds_per_step", 3, 4)
     assert 0 < line["value"] < 5
+    assert epoch["name"] == "seconds_per_epoch" and epoch["value"] / line["value"] in range(1, 5)
+    assert (parameters["name"], trainable["name"]) == ("parameters", "trainable_parameters")
+    assert parameters["value"] >= trainable["value"] > 0
 
 
 def test_nothing_measured_writes_nothing(fit, tmp_path):
@@ -198,4 +201,5 @@ def test_without_wandb_a_recipe_that_asks_for_it_still_trains(run, recipe, write
 
 def test_measurements_are_valid_json(fit, tmp_path):
     fit(StepTime(warmup=0))
-    assert json.loads(RunFolder(tmp_path).measurements_file.read_text())["kind"] == "cost"
+    lines = RunFolder(tmp_path).measurements_file.read_text().splitlines()
+    assert {json.loads(line)["kind"] for line in lines} == {"cost"}

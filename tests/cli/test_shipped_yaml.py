@@ -1,6 +1,7 @@
 """Every shipped YAML goes through the real command line: parsed, checked, and run where it is small enough."""
 
 import subprocess
+from itertools import chain
 
 import pytest
 import yaml
@@ -108,7 +109,8 @@ def test_batch_scripts_are_valid_shell_and_their_options_exist(path):
 
 ON_FACES = [
     *("--audits.inversion.attack_args", "{trained_decoder: {max_steps: 2, width: 4, blocks: 1}, "
-      "optimisation_from_decoder: {steps: 1, tuning: 2, stay: [0.1], variation: [0.0]}}"),
+      "optimisation_from_decoder: {steps: 1, most_steps: 1, tuning: 2, stay: [0.1], variation: [0.0]}, "
+      "surrogate_from_decoder: {steps: 1, most_steps: 1, tuning: 2, stay: [0.1], variation: [0.0]}}"),
     *("--audits.inversion.victims", "8", "--audits.inversion.at_end", "false"),
     *("--trainer.logger", "false", "--defences.sparse_coding.iters", "2"),
 ]  # fmt: skip
@@ -118,16 +120,24 @@ FACES_INSTEAD = [
     *("--model.init_args.channels", "3", "--model.init_args.image_size", "32"),
     *("--data.init_args.fractions", "{member: 0.4, aux_nonmember: 0.0, attack_nonmember: 0.3, val: 0.1, holdout: 0.2}"),
 ]
+ON_GRADIENTS = ["--trainer.logger", "false", "--audits.leakage.at_start", "false", "--audits.leakage.at_end", "false"]
 AS_ANOTHER = dict.fromkeys(("sca_celeba", "sca_mnist", "sca_fashion_mnist", "sca_medmnist"), "sca_cifar10")
 ON_TOYS = {
     "audit_faces_classifier": ["--audits.membership.shadows", "4", "--trainer.logger", "false"],
     "lira_cifar10_resnet18": [
         *("--config", str(FRAGMENTS["trainer/cpu.yaml"]), "--config", str(FRAGMENTS["data/faces.yaml"])),
         *("--data.inner.size", "8", "--data.inner.people", "1-40", "--model.classes", "40"),
-        *("--audits.membership.shadows", "4"),
+        *("--audits.membership.shadows", "0", "--model.init_args.network_args", "{width: 8}"),
     ],
+    "fedkl_faces": ON_GRADIENTS,
     "sca_faces_split": ON_FACES,
     "sca_faces_end_to_end": ON_FACES,
+    "sca_faces_plug_and_play": [
+        *("--audits.class_inversion.generator_steps", "2", "--audits.class_inversion.evaluation_steps", "2"),
+        *("--audits.class_inversion.attack_args", "{candidates: 4, optimised: 1, kept: 1, steps: 1}"),
+        *("--audits.class_inversion.most", "2", "--audits.class_inversion.at_end", "false"),
+        *("--trainer.logger", "false", "--defences.sparse_coding.iters", "2"),
+    ],
     "sca_cifar10": [*ON_FACES, *FACES_INSTEAD],
     # recipes made small enough for a test: the tiny model, few pictures, one process on the CPU
     "smp_lora_faces": ["--data.inner.people", "21-30", "--model.pictures_every_n_epochs", "0"],
@@ -154,9 +164,16 @@ NEEDS_MORE_THAN_A_TEST = {
     "data/image_folder.yaml": "a classifier, and the user's pictures",
     "defences/adversarial_inversion.yaml": "a layer of a classifier; see below",
     "defences/bido.yaml": "a layer of a classifier; see below",
+    "defences/clip_and_noise.yaml": "a classifier; see below",
+    "defences/gradient_bottleneck.yaml": "a classifier; see below",
+    "defences/gradient_noise.yaml": "a classifier; see below",
+    "defences/gradient_pruning.yaml": "a classifier; see below",
+    "defences/key_lock.yaml": "a normalisation layer; see below",
+    "defences/key_lock_paper.yaml": "a normalisation layer; see below",
     "defences/negative_label_smoothing.yaml": "a classifier; see below",
     "defences/noise_tap.yaml": "a layer of a split network; see below",
     "defences/nopeek.yaml": "a layer of a classifier; see below",
+    "defences/private_affine.yaml": "a normalisation layer; see below",
     "defences/sparse_coding.yaml": "the convolutions of a classifier; see below",
     "defences/sparse_coding_learned.yaml": "the convolutions of a classifier; see below",
     "defences/sparse_coding_released.yaml": "the convolutions of a classifier; see below",
@@ -179,12 +196,22 @@ def test_every_recipe_rehearses_on_toys(name, capsys):
     assert rehearse(RECIPES[name], options=ON_TOYS[name]) == 0, capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", [f for f in FRAGMENTS if f not in NEEDS_MORE_THAN_A_TEST])
+# What sets different things is rehearsed in one run.
+TOGETHER = {
+    "trainer/cpu.yaml": ["logger/csv.yaml", "data/faces.yaml", "model/low_memory.yaml"],
+    "trainer/demo.yaml": ["logger/wandb_offline.yaml", "defences/smp_lora.yaml", "model/tiny_sd.yaml"],
+    "trainer/regularised.yaml": ["defences/none.yaml"],
+}
+ALONE = [f for f in FRAGMENTS if f not in {*NEEDS_MORE_THAN_A_TEST, *chain(*TOGETHER.values()), "trainer/debug.yaml"}]
+
+
+@pytest.mark.parametrize("name", ALONE)
 def test_every_fragment_rehearses_on_toys(name, capsys):
-    assert rehearse(BASE, FRAGMENTS[name], options=ON_TOYS["smp_lora_faces"]) == 0, capsys.readouterr().err
+    group = [FRAGMENTS[each] for each in (name, *TOGETHER.get(name, []))]
+    assert rehearse(BASE, *group, options=ON_TOYS["smp_lora_faces"]) == 0, capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["data/digits.yaml", "data/mnist5k.yaml"])
+@pytest.mark.parametrize("name", ["data/digits.yaml", pytest.param("data/mnist5k.yaml", marks=pytest.mark.slow)])
 def test_classifiers_rehearse_on_digits(name, capsys):
     size = ["--model.init_args.image_size", "28"] if "mnist" in name else []
     base = RECIPES["audit_faces_classifier"]
@@ -194,8 +221,20 @@ def test_classifiers_rehearse_on_digits(name, capsys):
     )
 
 
-@pytest.mark.parametrize("name", ["adversarial_inversion", "bido", "negative_label_smoothing", "nopeek"])
-def test_losses_against_inversion_rehearse_on_a_classifier(name, capsys):
+@pytest.mark.parametrize(
+    "name",
+    [
+        "adversarial_inversion",
+        "bido",
+        "clip_and_noise",
+        "gradient_bottleneck",
+        "gradient_noise",
+        "gradient_pruning",
+        "negative_label_smoothing",
+        "nopeek",
+    ],
+)
+def test_other_defences_rehearse_on_a_classifier(name, capsys):
     base, fragment = RECIPES["audit_faces_classifier"], FRAGMENTS[f"defences/{name}.yaml"]
     options = ["--audits.membership.shadows", "0", "--trainer.logger", "false"]
     assert rehearse(base, fragment, options=options) == 0, capsys.readouterr().err
@@ -204,7 +243,22 @@ def test_losses_against_inversion_rehearse_on_a_classifier(name, capsys):
 @pytest.mark.parametrize("name", ["noise_tap", "variational_bottleneck"])
 def test_layers_against_inversion_rehearse_on_a_split_network(name, capsys):
     base, fragment = RECIPES["audit_faces_classifier"], FRAGMENTS[f"defences/{name}.yaml"]
-    options = [*ON_TOYS["audit_faces_classifier"], "--model.init_args.network", "split_cnn"]
+    options = [
+        "--audits.membership.shadows",
+        "0",
+        "--trainer.logger",
+        "false",
+        "--model.init_args.network",
+        "split_cnn",
+    ]
+    assert rehearse(base, fragment, options=options) == 0, capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["key_lock", "key_lock_paper", "private_affine"])
+def test_private_norms_rehearse_on_a_classifier_that_has_them(name, capsys):
+    base, fragment = RECIPES["fedkl_faces"], FRAGMENTS[f"defences/{name}.yaml"]
+    alone = ["--defences.key_lock", "null"] if name == "private_affine" else []
+    options = [*ON_GRADIENTS, "--audits.leakage", "null", *alone]
     assert rehearse(base, fragment, options=options) == 0, capsys.readouterr().err
 
 

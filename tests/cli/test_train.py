@@ -25,7 +25,7 @@ def test_fit_makes_a_run(run, recipe, workspace):
     assert any(p.name.startswith("best-") for p in folder.checkpoints.iterdir())
     assert [r.step for r in folder.results()] == [2, 4]
     assert torch.load(folder.last_checkpoint(), weights_only=True)["global_step"] == 4
-    assert folder.measurements()[-1]["name"] == "seconds_per_step"
+    assert "seconds_per_step" in {m["name"] for m in folder.measurements()}
     assert [r["step"] for r in read_metrics(folder.metrics) if r["train/loss"]] == ["0", "1", "2", "3"]
     assert "trained 4 steps" in out  # no terminal here: plain lines
 

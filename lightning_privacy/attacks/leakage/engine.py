@@ -132,6 +132,13 @@ class _View:
         mine = f"{index}/"
         return {name.removeprefix(mine): value for name, value in variables.items() if name.startswith(mine)}
 
+    def caused(self, variables: Variables, index: int) -> dict[str, Tensor]:
+        own = self.own(variables, index)
+        parameters = self.target.complete(self.how.secrets.secrets(self.target, variables))
+        pictures = self.how.pictures.pictures(own)
+        made = simulated_update(self.target, parameters, pictures, self.classes(own), self.update)
+        return {name: value.detach() for name, value in made.items()}
+
     def terms(self, variables: Variables, index: int) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
         own = self.own(variables, index)
         pictures = self.how.pictures.pictures(own)
@@ -224,6 +231,7 @@ def _outcome(
                 restarts=tuple(float(x) for x in losses[:, index]),
                 history=history,
                 secrets={k: v.cpu() for k, v in how.secrets.secrets(view.target, variables).items()},
+                caused=view.caused(variables, index),
                 evaluations=trace.evaluations,
                 note="; ".join(notes),
             )

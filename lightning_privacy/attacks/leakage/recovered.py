@@ -30,6 +30,8 @@ class Recovered:
         restarts: Matching loss of each restart.
         history: Evaluations so far and best objective, priors included, of the chosen restart.
         secrets: What the attack takes the model's secrets for; empty if it does not estimate them.
+        caused: The update that the search's end causes, of what was shared and before pictures are clipped; empty where
+            nothing is searched.
         evaluations: Evaluations of the objective and its gradient, restarts side by side counting as one.
         note: What a reader must know.
     """
@@ -43,6 +45,7 @@ class Recovered:
     restarts: tuple[float, ...] = ()
     history: tuple[tuple[int, float], ...] = ()
     secrets: Mapping[str, Tensor] = field(default_factory=dict)
+    caused: Mapping[str, Tensor] = field(default_factory=dict)
     evaluations: int = 0
     note: str = ""
 

@@ -42,6 +42,8 @@ def statistics_after_step(
             prefix: str = f"{name}." if name else "",
             share: float = layer.momentum,
         ) -> None:
+            if not layer.training:  # a frozen part that stays in evaluation mode
+                return
             seen = inputs[0].transpose(0, 1).flatten(1)
             values = {"running_mean": seen.mean(1), "running_var": seen.var(1)}
             for key, value in values.items():

@@ -125,11 +125,11 @@ class LeakageTarget:
             images: Pictures in [0, 1].
             mode: State of the normalisation layers.
         """
+        self.skeleton.train(mode == "train")  # its own method: a frozen part may stay in evaluation mode
         for layer in self.skeleton.modules():
-            layer.training = mode == "train"
             if isinstance(layer, nn.modules.batchnorm._NormBase) and layer.running_mean is not None:
                 # In training no gradient depends on running statistics, and updating them would change our buffers.
-                layer.track_running_stats = mode == "eval"
+                layer.track_running_stats = not layer.training
         return functional_call(self.skeleton, {**parameters, **self.buffers}, (images,))
 
     def gradients(

@@ -1,4 +1,4 @@
-"""Measures what a training step costs."""
+"""Measures what training costs."""
 
 import time
 from statistics import median
@@ -14,7 +14,7 @@ __all__ = ["StepTime"]
 
 
 class StepTime(L.Callback):
-    """Appends the median seconds of a training step to the run's measurements when training ends.
+    """Appends what training cost to the run's measurements when it ends: time a step and an epoch, and parameters.
 
     Loading of batches, validation and audits are not counted. On a GPU the device is waited for only every
     ``every_n_steps`` steps, so that measuring does not slow down what is measured.
@@ -47,19 +47,21 @@ class StepTime(L.Callback):
             self.seconds.append(self._now(pl_module) - self._start)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Write the median, on rank zero."""
+        """Write the median step, an epoch of such steps, and the module's parameters, on rank zero."""
         if not self.seconds or not trainer.is_global_zero or getattr(trainer, "fast_dev_run", False):
             return
-        RunFolder(trainer.default_root_dir).append_measurement(
-            {
-                "kind": "cost",
-                "name": "seconds_per_step",
-                "value": median(self.seconds),
-                "n": len(self.seconds),
-                "step": trainer.global_step,
-                "epoch": trainer.current_epoch,
-            }
-        )
+        step, n = median(self.seconds), len(self.seconds)
+        found: dict[str, tuple[float, int | None]] = {"seconds_per_step": (step, n)}
+        batches = trainer.num_training_batches
+        if batches != float("inf"):
+            found["seconds_per_epoch"] = (step * batches, n)
+        weights = list(pl_module.parameters())
+        found["parameters"] = (sum(w.numel() for w in weights), None)
+        found["trainable_parameters"] = (sum(w.numel() for w in weights if w.requires_grad), None)
+        run = RunFolder(trainer.default_root_dir)
+        where = {"step": trainer.global_step, "epoch": trainer.current_epoch}
+        for name, (value, count) in found.items():
+            run.append_measurement({"kind": "cost", "name": name, "value": float(value), "n": count, **where})
 
     def _stride(self, module: L.LightningModule) -> int:
         return self.every_n_steps if module.device.type == "cpu" else max(self.every_n_steps, 10)

@@ -100,6 +100,9 @@ class _FixedPoint(torch.autograd.Function):
         size = (signal.shape[2], signal.shape[3])
         with torch.autocast(signal.device.type, enabled=False):
             w = active_set_solve(Operators(atoms, size, geometry, form), gradient, code != 0, iters, damping)
+            if not ctx.needs_input_grad[2]:
+                operators = Operators(atoms, size, geometry, form)
+                return None, operators.decode(w), *(None for _ in range(1 + len(ctx.how)))
             with torch.enable_grad():
                 inputs = [
                     x.detach().requires_grad_(needed)

@@ -11,6 +11,7 @@ from torch import nn
 from lightning_privacy.core.import_path import import_object
 from lightning_privacy.errors import InputError
 from lightning_privacy.modules.networks.cifar_resnet import CifarResNet18
+from lightning_privacy.modules.networks.leakage_lenet import LeakageLeNet
 from lightning_privacy.modules.networks.small_cnn import LeNet, SmallCNN
 from lightning_privacy.modules.networks.split_cnn import SplitCNN
 
@@ -20,6 +21,7 @@ __all__ = ["STOCK", "build_network", "find_network"]
 
 STOCK: Mapping[str, type[nn.Module]] = {
     "cifar_resnet18": CifarResNet18,
+    "leakage_lenet": LeakageLeNet,
     "lenet": LeNet,
     "small_cnn": SmallCNN,
     "split_cnn": SplitCNN,

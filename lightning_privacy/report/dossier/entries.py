@@ -84,7 +84,7 @@ def _slices(result: AttackResult, folder: Path) -> list[Slice]:
 def measurement_entry(line: Mapping[str, Any], folder: Path) -> Measurement:
     """Return one line of ``measurements.jsonl``."""
     metric = Metric(
-        float("nan") if line["value"] is None else line["value"],
+        float("nan") if line["value"] is None else float(line["value"]),
         line["low"],
         line["high"],
         line["valid"],

@@ -5,10 +5,11 @@ import re
 from collections.abc import Iterable
 
 from lightning_privacy.errors import InputError
+from lightning_privacy.report.dossier.leakage_names import LEAKAGE_FAMILIES, LEAKAGE_METRICS
 
 __all__ = ["FAMILIES", "RUN_METRICS", "check_metric", "family_title", "is_of_run", "metric_label", "table_columns"]
 
-FAMILIES = ("membership", "inversion", "leakage", "lock", "attribute")
+FAMILIES = ("membership", "inversion", "class_inversion", "leakage", "lock", "attribute")
 
 _MEMBERSHIP = {
     "advantage": "advantage (TPR minus FPR)",
@@ -25,6 +26,11 @@ _INVERSION = {
     "gain_over_floor_db": "dB above the floor",
     "leak": "leak (0 floor, 1 ceiling)",
 }
+_CLASS_INVERSION = {
+    "recognised": "pictures in which a judge sees the class",
+    "feature_distance": "distance in features to the class's training pictures",
+    "natural_distance": "the same between training pictures of a class",
+}
 RUN_METRICS = {
     "generalisation_gap": "generalisation gap (training minus validation accuracy)",
     "members_flagged_by_all": "members flagged by every attack",
@@ -37,6 +43,8 @@ _MEASUREMENT = re.compile(r"(utility|quality|cost|privacy)/[A-Za-z0-9_.\-]+")
 _FAMILY_NAMES = {
     "membership": "who was in the training set",
     "inversion": "reconstruction of the model's inputs",
+    "class_inversion": "pictures of the model's classes",
+    **LEAKAGE_FAMILIES,
     "attribute": "sensitive attributes",
     "structural": "structural checks",
     "canaries": "planted canaries",
@@ -96,7 +104,18 @@ def table_columns(names: Iterable[str]) -> tuple[list[str], list[str]]:
     """
     every = set(names)
     rates = sorted((n for n in every if n.startswith("tpr_at_fpr_")), key=lambda n: n.rpartition("_")[2], reverse=True)
-    order = ["auroc", *rates, "epsilon_lower", "psnr", "ssim", "retrieval", "leak"]
+    order = [
+        "auroc",
+        *rates,
+        "epsilon_lower",
+        "psnr",
+        "ssim",
+        "aligned_ssim",
+        "success",
+        "retrieval",
+        "leak",
+        "recognised",
+    ]
     first = [n for n in order if n in every]
     return first, sorted(every - set(first))
 
@@ -112,7 +131,14 @@ def metric_label(metric: str) -> str:
     if rate is not None and _is_rate(rate[2]):
         share = f"{100 * float(rate[2]):g} %"
         return f"TPR at {share} FPR" if rate[1] == "tpr_at_fpr" else f"PPV at a prior of {share}"
-    return _MEMBERSHIP.get(metric) or _INVERSION.get(metric) or RUN_METRICS.get(metric) or metric.replace("_", " ")
+    return (
+        _MEMBERSHIP.get(metric)
+        or _INVERSION.get(metric)
+        or _CLASS_INVERSION.get(metric)
+        or LEAKAGE_METRICS.get(metric)
+        or RUN_METRICS.get(metric)
+        or metric.replace("_", " ")
+    )
 
 
 def _is_rate(text: str) -> bool:

@@ -1,0 +1,1 @@
+"""Noise on the gradient that is shared (arXiv 1906.08935, section on defences)."""
