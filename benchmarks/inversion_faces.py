@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, default=40)
-    parser.add_argument("--victims", type=int, default=24, help="of each kind")
+    parser.add_argument("--victims", type=int, default=16, help="of each kind")
     parser.add_argument("--taps", nargs="+", default=["split", "logits"], choices=["split", "features", "logits"])
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("runs/inversion-faces"))
