@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: install demo audit-demo inversion-demo test test-long test-rest lint types slow fast all clean
+.PHONY: install demo audit-demo inversion-demo leakage-demo test test-long test-rest lint types slow fast all clean
 
 install: $(VENV)/.installed
 
@@ -21,6 +21,9 @@ audit-demo: install
 
 inversion-demo: install
 	$(BIN)/python examples/inversion_demo.py
+
+leakage-demo: install
+	$(BIN)/python examples/leakage_demo.py
 
 lint: install
 	$(BIN)/ruff check .

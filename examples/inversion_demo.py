@@ -6,24 +6,21 @@ Each run is an ordinary command line, which is printed. Every model faces the sa
 trained decoder, and a white-box search from its output. One seed: intervals are over victims.
 """
 
-import os
-import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from side_by_side import fit_all
 
 from lightning_privacy.core.results import AttackResult
 from lightning_privacy.core.run_folder import RunFolder, read_metrics
 from lightning_privacy.metrics.functional.reconstruction import leak_share, victim_interval
 from lightning_privacy.report.tables import number
 
-ROOT = Path(__file__).resolve().parent.parent
 OUT = Path("runs/inversion-demo")
 NONE = ["--defences.sparse_coding", "null"]
 CONTROL = "lightning_privacy.callbacks.inversion_controls.callback.StandardizeOnly"
@@ -48,26 +45,6 @@ MEANING = {
     "noise": "Gaussian noise on what leaves the client, in training and at inference",
     "standardised": "control: each picture standardised, as sparse coding does, and nothing else",
 }
-
-
-def fit(name: str) -> int:
-    """Train and attack one model by the command line, printed as a user would type it; its output goes beside the run."""
-    arguments = ["fit", "--config", "recipes/sca_faces_split.yaml", *RUNS[name], *BUDGET]
-    arguments += ["--run_name", f"inversion-demo/{name}"]
-    quoted = [f'"{each}"' if " " in each else each for each in arguments]
-    print("\n" + " ".join(["$ lightning-privacy", *quoted]), flush=True)
-    placed = [str(ROOT / each) if each.endswith(".yaml") else each for each in arguments]
-    command = [sys.executable, "-m", "lightning_privacy.cli", *placed]
-    # Two runs side by side with a thread each end sooner than one after the other with two.
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "WANDB_SILENT": "true"}
-    log = OUT / f"{name}.log"
-    began = time.perf_counter()
-    with log.open("w") as file:
-        code = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, env=environment, check=False).returncode
-    print(
-        f"{name}: {'done' if code == 0 else f'failed, see {log}'} after {time.perf_counter() - began:.0f} s", flush=True
-    )
-    return code
 
 
 def strongest(run: RunFolder, tap: str) -> AttackResult:
@@ -120,14 +97,10 @@ def grid(runs: dict[str, RunFolder]) -> Path:
 
 def main() -> int:
     """Run everything and print what it means."""
-    if OUT.exists():
-        raise SystemExit(f"{OUT} holds an earlier demo; remove it (rm -r {OUT}) to run again.")
-    OUT.mkdir(parents=True)
     start = time.perf_counter()
-    print(f"Five models, two at a time; each run's own output goes to {OUT}/NAME.log.")
-    with ThreadPoolExecutor(2) as pool:
-        if any(pool.map(fit, RUNS)):
-            return 1
+    recipe = ["--config", "recipes/sca_faces_split.yaml"]
+    if not fit_all({name: [*recipe, *own, *BUDGET] for name, own in RUNS.items()}, OUT):
+        return 1
     runs = {name: RunFolder.open(OUT / name) for name in RUNS}
     table(runs)
     print()

@@ -80,7 +80,9 @@ class Registry:
         every = self._all()
         if name not in every:
             raise InputError(f"There is no {self.kind} `{name}`. Registered: {', '.join(every) or 'none'}.")
-        target = every[name]
+        return self._class_of(name, every[name])
+
+    def _class_of(self, name: str, target: type | str | EntryPoint) -> type:
         try:
             found = _import(target) if isinstance(target, str) else target.load() if _is_entry(target) else target
         except Exception as failure:  # whatever another package's import raises
@@ -99,7 +101,7 @@ class Registry:
             InputError: as for `load`; a broken entry point is an error, because a defence that is silently absent
                 looks like one that was never asked for.
         """
-        return {name: self.load(name) for name in self.names()}
+        return {name: self._class_of(name, target) for name, target in self._all().items()}
 
     def _all(self) -> dict[str, type | str | EntryPoint]:
         if self.built_ins is not None:

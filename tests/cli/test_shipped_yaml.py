@@ -121,6 +121,7 @@ FACES_INSTEAD = [
     *("--data.init_args.fractions", "{member: 0.4, aux_nonmember: 0.0, attack_nonmember: 0.3, val: 0.1, holdout: 0.2}"),
 ]
 ON_GRADIENTS = ["--trainer.logger", "false", "--audits.leakage.at_start", "false", "--audits.leakage.at_end", "false"]
+UNAUDITED = ["--audits.membership", "null"]  # another rehearsal has it
 AS_ANOTHER = dict.fromkeys(("sca_celeba", "sca_mnist", "sca_fashion_mnist", "sca_medmnist"), "sca_cifar10")
 ON_TOYS = {
     "audit_faces_classifier": ["--audits.membership.shadows", "4", "--trainer.logger", "false"],
@@ -236,21 +237,14 @@ def test_classifiers_rehearse_on_digits(name, capsys):
 )
 def test_other_defences_rehearse_on_a_classifier(name, capsys):
     base, fragment = RECIPES["audit_faces_classifier"], FRAGMENTS[f"defences/{name}.yaml"]
-    options = ["--audits.membership.shadows", "0", "--trainer.logger", "false"]
+    options = [*UNAUDITED, "--trainer.logger", "false"]
     assert rehearse(base, fragment, options=options) == 0, capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["noise_tap", "variational_bottleneck"])
 def test_layers_against_inversion_rehearse_on_a_split_network(name, capsys):
     base, fragment = RECIPES["audit_faces_classifier"], FRAGMENTS[f"defences/{name}.yaml"]
-    options = [
-        "--audits.membership.shadows",
-        "0",
-        "--trainer.logger",
-        "false",
-        "--model.init_args.network",
-        "split_cnn",
-    ]
+    options = [*UNAUDITED, "--trainer.logger", "false", "--model.init_args.network", "split_cnn"]
     assert rehearse(base, fragment, options=options) == 0, capsys.readouterr().err
 
 
@@ -265,7 +259,7 @@ def test_private_norms_rehearse_on_a_classifier_that_has_them(name, capsys):
 @pytest.mark.parametrize("name", ["_learned", "_released"])
 def test_sparse_coding_rehearses_on_a_classifier(name, capsys):
     base, fragment = RECIPES["audit_faces_classifier"], FRAGMENTS[f"defences/sparse_coding{name}.yaml"]
-    few = ["--defences.sparse_coding.iters", "2", "--trainer.logger", "false", "--audits.membership.shadows", "0"]
+    few = ["--defences.sparse_coding.iters", "2", "--trainer.logger", "false", *UNAUDITED]
     assert rehearse(base, fragment, options=few) == 0, capsys.readouterr().err
 
 

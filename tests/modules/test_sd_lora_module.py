@@ -225,7 +225,8 @@ def test_pictures_equal_diffusers_own_pipeline(build, tiny_folder, guidance):
     prompt = "a photo of person 21"
     (generator,) = picture_generators(9, 1)
     out = pipeline(prompt, num_inference_steps=5, guidance_scale=guidance, generator=generator, output_type="pt").images
-    assert torch.equal(out, build().generate([prompt], seed=9, steps=5, guidance=guidance))
+    # Which kernel multiplies the matrices differs by processor and layout, so that the last bits may.
+    torch.testing.assert_close(out, build().generate([prompt], seed=9, steps=5, guidance=guidance), rtol=0, atol=1e-5)
 
 
 def test_frozen_parts_stay_in_evaluation_mode_and_dropout_follows(build):

@@ -70,7 +70,7 @@ def analysis(
 
     Example:
         >>> s, phi = torch.ones(1, 1, 4, 4), torch.full((1, 1, 3, 3), 1 / 3)
-        >>> analysis(s, phi, Geometry(padding=(1, 1)))[0, 0, 1, 1].item()
+        >>> round(analysis(s, phi, Geometry(padding=(1, 1)))[0, 0, 1, 1].item(), 5)
         3.0
     """
     return F.conv2d(signal, atoms, stride=geometry.stride, padding=geometry.padding)
