@@ -26,9 +26,9 @@ NONE = ["--defences.sparse_coding", "null"]
 CONTROL = "lightning_privacy.callbacks.inversion_controls.callback.StandardizeOnly"
 # Attackers as strong as the demo's time allows; benchmarks/inversion_faces.py gives them more.
 BUDGET = [
-    *("--audits.inversion.victims", "12", "--audits.inversion.ceiling", "false"),
+    *("--audits.inversion.victims", "10", "--audits.inversion.ceiling", "false"),
     *("--audits.inversion.attack_args", "{trained_decoder: {max_steps: 1000, width: 32}, optimisation_from_decoder: "
-      "{steps: 30, tuning: 4, variation: [0.01], stay: [0.1, 1]}, surrogate_from_decoder: {steps: 30, tuning: 4}}"),
+      "{steps: 20, tuning: 4, variation: [0.01], stay: [0.1, 1]}, surrogate_from_decoder: {steps: 20, tuning: 4}}"),
     *("--trainer.max_epochs", "14", "--model.init_args.lr_scheduler.init_args.total_steps", "281"),
 ]  # fmt: skip
 RUNS = {
