@@ -28,7 +28,7 @@ STATES = ("initial", "trained")
 BUDGET = [
     *("--audits.leakage.victims", "8", "--audits.leakage.controls", "[known_secrets]"),
     *("--audits.leakage.attacks", "[label_inference, inverting_gradients, dlg, wrong_key, joint]"),
-    *("--audits.leakage.attack_args", "{inverting_gradients: {steps: 300, restarts: 1}, dlg: {evaluations: 250, "
+    *("--audits.leakage.attack_args", "{inverting_gradients: {steps: 200, restarts: 1}, dlg: {evaluations: 150, "
       "restarts: 2}}"),
 ]  # fmt: skip
 RUNS = {
