@@ -16,6 +16,10 @@ _VERBS: dict[str, tuple[str, str]] = {
     "validate": ("train:run", "one pass over the validation data"),
     "test": ("train:run", "one pass over the test data"),
     "predict": ("train:run", "one pass over the prediction data"),
+    "federate": (
+        "federate:run",
+        "train by a recipe as several clients on this machine, by Flower: --clients 3 --rounds 5",
+    ),
     "check": ("check:run", "order, conflicts and costs of a recipe; no data, no GPU, no weights"),
     "audit": ("audit:run", "attacks on a finished run: audit runs/NAME"),
     "compare": ("compare:compare", "one table of several runs, beside each other"),

@@ -25,7 +25,7 @@ from lightning_privacy.errors import PrivacyError
 
 __all__ = ["PrivacyCLI"]
 
-_LIBRARIES = ("lightning_privacy.modules", "lightning_privacy.datamodules")
+_LIBRARIES = ("lightning_privacy.modules", "lightning_privacy.datamodules", "lightning_privacy.editors")
 
 
 class PrivacyCLI(LightningCLI):

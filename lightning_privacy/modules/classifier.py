@@ -34,8 +34,8 @@ class ImageClassifier(L.LightningModule):
     seed alone. Validation and test log the plain cross-entropy, whatever training minimises.
 
     Args:
-        network: ``small_cnn`` (two convolutions, no normalisation), ``lenet``, ``cifar_resnet18``, ``split_cnn``
-            (cut into client and server, with batch normalisation); any classifier of
+        network: ``small_cnn`` (two convolutions, no normalisation), ``lenet``, ``cifar_resnet18``, ``cifar_resnet20``,
+            ``cifar_resnet32``, ``split_cnn`` (cut into client and server, with batch normalisation); any classifier of
             torchvision (``torchvision:resnet50``) or timm (``timm:convnext_tiny``); or the import path of a class of
             networks that map pictures to class scores. A bare name is looked for in this order.
         classes: Number of classes; labels are 0 to ``classes - 1``.

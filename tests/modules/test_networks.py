@@ -137,6 +137,8 @@ def reads_like_its_last_layer(net, images, head):
         ("stock", "split_cnn", 28, {"width": 4}),
         ("stock", "lenet", 8, {}),
         ("stock", "cifar_resnet18", 8, {"width": 4}),
+        ("stock", "cifar_resnet20", 8, {"width": 4}),
+        ("stock", "cifar_resnet32", 8, {"width": 4}),
         ("torchvision", "mobilenet_v3_small", 32, {}),
         ("torchvision", "resnet18", 32, {}),
         ("torchvision", "vit_b_16", 32, {"image_size": 32, "num_layers": 1, "hidden_dim": 24, "num_heads": 2, "mlp_dim": 8}),

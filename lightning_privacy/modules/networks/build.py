@@ -14,6 +14,7 @@ from lightning_privacy.modules.networks.cifar_resnet import CifarResNet18
 from lightning_privacy.modules.networks.leakage_lenet import LeakageLeNet
 from lightning_privacy.modules.networks.small_cnn import LeNet, SmallCNN
 from lightning_privacy.modules.networks.split_cnn import SplitCNN
+from lightning_privacy.modules.networks.thin_resnet import CifarResNet20, CifarResNet32
 
 __all__ = ["STOCK", "build_network", "find_network"]
 
@@ -21,6 +22,8 @@ __all__ = ["STOCK", "build_network", "find_network"]
 
 STOCK: Mapping[str, type[nn.Module]] = {
     "cifar_resnet18": CifarResNet18,
+    "cifar_resnet20": CifarResNet20,
+    "cifar_resnet32": CifarResNet32,
     "leakage_lenet": LeakageLeNet,
     "lenet": LeNet,
     "small_cnn": SmallCNN,
