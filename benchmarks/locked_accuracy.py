@@ -12,7 +12,6 @@ import argparse
 import copy
 import pickle
 import warnings
-from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from typing import Any
 import lightning.pytorch as L
 import torch
 import torch.nn.functional as F
-from leakage_runs import NETWORKS, UNSEEN, VARIANTS, pictures
+from leakage_runs import NETWORKS, SHAPES, UNSEEN, VARIANTS, classifier, pictures
 from resumable import Job, append_line, read_lines, run_missing
 from torch import Tensor, nn
 
@@ -32,7 +31,6 @@ from lightning_privacy.modules.classifier import ImageClassifier
 
 NAMES = ("undefended", "private_affine", "key_lock", "key_lock_paper")
 CASES = ("own secrets", "none", "wrong key", "other client's", "one and zero", "trained anew")
-SHAPES = {"faces": (40, 3, 32), "digits": (10, 1, 28)}
 OTHER = 1000
 """What is added to a seed for the other client."""
 
@@ -43,11 +41,7 @@ def trained(
     """Train one client."""
     L.seed_everything(seed, verbose=False)
     data = pictures(data_name, seed)
-    classes, channels, side = SHAPES[data_name]
-    optimizer = partial(torch.optim.Adam, lr=3e-3)
-    module = ImageClassifier(
-        **NETWORKS[network], classes=classes, channels=channels, image_size=side, optimizer=optimizer
-    )
+    module = classifier(network, data_name, epochs)
     trainer = L.Trainer(
         max_epochs=epochs,
         accelerator="cpu",

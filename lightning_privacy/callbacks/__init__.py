@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from lightning_privacy.callbacks.gradient_pruning.callback import GradientPruning as GradientPruning
     from lightning_privacy.callbacks.key_lock.callback import KeyLock as KeyLock
     from lightning_privacy.callbacks.key_lock.private_affine import PrivateAffine as PrivateAffine
+    from lightning_privacy.callbacks.model_lock.callback import ModelLock as ModelLock
     from lightning_privacy.callbacks.negative_label_smoothing.callback import (
         NegativeLabelSmoothing as NegativeLabelSmoothing,
     )
@@ -48,6 +49,7 @@ _WHERE = {
     "KeyLock": "lightning_privacy.callbacks.key_lock.callback",
     "LeakageAudit": "lightning_privacy.callbacks.audits.leakage",
     "MembershipAudit": "lightning_privacy.callbacks.audits.membership",
+    "ModelLock": "lightning_privacy.callbacks.model_lock.callback",
     "NegativeLabelSmoothing": "lightning_privacy.callbacks.negative_label_smoothing.callback",
     "NoPeek": "lightning_privacy.callbacks.nopeek.callback",
     "NoiseTap": "lightning_privacy.callbacks.noise_tap.callback",
@@ -72,6 +74,7 @@ __all__ = [
     "KeyLock",
     "LeakageAudit",
     "MembershipAudit",
+    "ModelLock",
     "NegativeLabelSmoothing",
     "NoPeek",
     "NoiseTap",
@@ -88,6 +91,7 @@ register_defence(
 )
 register_defence("bido", "lightning_privacy.callbacks.bido.callback:BiDO")
 register_defence("key_lock", "lightning_privacy.callbacks.key_lock.callback:KeyLock")
+register_defence("model_lock", "lightning_privacy.callbacks.model_lock.callback:ModelLock")
 register_defence("private_affine", "lightning_privacy.callbacks.key_lock.private_affine:PrivateAffine")
 register_defence(
     "negative_label_smoothing", "lightning_privacy.callbacks.negative_label_smoothing.callback:NegativeLabelSmoothing"

@@ -46,6 +46,23 @@ def split_images(batch_size: int = 8) -> L.LightningDataModule:
     )
 
 
+def locked_images(batch_size: int = 8) -> L.LightningDataModule:
+    """Return the divided pictures, edited by a key, with decoys.
+
+    Args:
+        batch_size: Pictures a batch and process.
+    """
+    from lightning_privacy.datamodules.locked import LockedDataModule
+    from lightning_privacy.datamodules.membership_split import MembershipSplit
+    from lightning_privacy.editors import LockSecret, NegativePositiveEditor
+
+    editor = NegativePositiveEditor.with_secret(LockSecret(seed=bytes(range(32))))
+    inner = LockedDataModule(ToyImages(n=96, size=8, batch_size=batch_size), editor, cache=None, decoys=1)
+    return MembershipSplit(
+        inner, fractions={"member": 1 / 3, "aux_nonmember": 1 / 6, "attack_nonmember": 1 / 6, "val": 1 / 12}
+    )
+
+
 def canary_images(batch_size: int = 8) -> L.LightningDataModule:
     """Return the divided pictures with canaries planted among them.
 
@@ -87,6 +104,7 @@ class DefenceCase:
         per_process: Arguments that count per process: one process gets twice what each of two gets.
         world_invariant: Whether one and two processes on the same global batch must agree.
         exact_in_epoch: Whether the module and data resume exactly in the middle of an epoch.
+        data_side: Whether a part of the defence is in its data, which every pair with it then trains on.
     """
 
     defence: type
@@ -97,6 +115,7 @@ class DefenceCase:
     per_process: tuple[str, ...] = ()
     world_invariant: bool = True
     exact_in_epoch: bool = True
+    data_side: bool = False
 
     @property
     def name(self) -> str:
@@ -226,6 +245,16 @@ def _private_affine() -> DefenceCase:
     return DefenceCase(PrivateAffine, {"private": str(_private_folder() / "states")}, None, tiny_classifier)
 
 
+def _model_lock() -> DefenceCase:
+    from lightning_privacy.callbacks.model_lock.callback import ModelLock
+
+    off = {"mode": "edited_only", "rho": 0.0}
+    # a residue is a mean over each process's batch
+    return DefenceCase(
+        ModelLock, {"mode": "contrastive"}, off, tiny_classifier, locked_images, world_invariant=False, data_side=True
+    )
+
+
 def _negative_label_smoothing() -> DefenceCase:
     from lightning_privacy.callbacks.negative_label_smoothing.callback import NegativeLabelSmoothing
 
@@ -275,6 +304,7 @@ DEFENCES: dict[str, Callable[[], DefenceCase]] = {
     "gradient_noise": _gradient_noise,
     "gradient_pruning": _gradient_pruning,
     "key_lock": _key_lock,
+    "model_lock": _model_lock,
     "negative_label_smoothing": _negative_label_smoothing,
     "noise_tap": _noise_tap,
     "nopeek": _nopeek,

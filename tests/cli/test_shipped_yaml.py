@@ -122,6 +122,14 @@ FACES_INSTEAD = [
 ]
 ON_GRADIENTS = ["--trainer.logger", "false", "--audits.leakage.at_start", "false", "--audits.leakage.at_end", "false"]
 UNAUDITED = ["--audits.membership", "null"]  # another rehearsal has it
+LOCKED_FACES = [
+    *("--data.init_args.inner.init_args.inner", "{class_path: Faces, init_args: {people: 21-26, size: 16, batch_size: 8}}"),
+    *("--data.init_args.inner.init_args.editor", "{class_path: PixelShuffleEditor, init_args: "
+      "{key: 'vault:private/lock.safetensors#key', create: true}}"),
+    *("--data.init_args.inner.init_args.crop", "16", "--config", str(FRAGMENTS["trainer/cpu.yaml"])),
+    *("--model.init_args.network", "small_cnn", "--model.init_args.network_args", "{}", "--trainer.logger", "false"),
+    *("--model.init_args.pretrained", "null", "--model.init_args.image_size", "16", "--trainer.precision", "32-true"),
+]  # fmt: skip
 AS_ANOTHER = dict.fromkeys(("sca_celeba", "sca_mnist", "sca_fashion_mnist", "sca_medmnist"), "sca_cifar10")
 ON_TOYS = {
     "audit_faces_classifier": ["--audits.membership.shadows", "4", "--trainer.logger", "false"],
@@ -131,6 +139,16 @@ ON_TOYS = {
         *("--audits.membership.shadows", "0", "--model.init_args.network_args", "{width: 8}"),
     ],
     "fedkl_faces": ON_GRADIENTS,
+    "modellock_faces": [
+        *("--data.init_args.inner.init_args.inner.init_args.people", "21-22", "--trainer.logger", "false"),
+        *("--data.init_args.inner.init_args.editor.init_args.steps", "1"),
+    ],
+    "modellock_pets_vit": LOCKED_FACES,
+    "modellock_resnet50": LOCKED_FACES,
+    "modellock_swinv2": LOCKED_FACES,
+    "fedkl_cifar10_resnet20": [*FACES_INSTEAD, *ON_GRADIENTS, "--model.init_args.network_args", "{width: 4}"],
+    "fedkl_cifar100_resnet32": [*FACES_INSTEAD, *ON_GRADIENTS, "--model.init_args.network_args", "{width: 4}"],
+    "fedkl_imagenet_resnet18": [*FACES_INSTEAD, *ON_GRADIENTS],
     "sca_faces_split": ON_FACES,
     "sca_faces_end_to_end": ON_FACES,
     "sca_faces_plug_and_play": [
@@ -171,6 +189,8 @@ NEEDS_MORE_THAN_A_TEST = {
     "defences/gradient_pruning.yaml": "a classifier; see below",
     "defences/key_lock.yaml": "a normalisation layer; see below",
     "defences/key_lock_paper.yaml": "a normalisation layer; see below",
+    "defences/model_lock.yaml": "edited pictures; see the recipes",
+    "defences/model_lock_paper.yaml": "edited pictures; see below",
     "defences/negative_label_smoothing.yaml": "a classifier; see below",
     "defences/noise_tap.yaml": "a layer of a split network; see below",
     "defences/nopeek.yaml": "a layer of a classifier; see below",
@@ -254,6 +274,11 @@ def test_private_norms_rehearse_on_a_classifier_that_has_them(name, capsys):
     alone = ["--defences.key_lock", "null"] if name == "private_affine" else []
     options = [*ON_GRADIENTS, "--audits.leakage", "null", *alone]
     assert rehearse(base, fragment, options=options) == 0, capsys.readouterr().err
+
+
+def test_a_lock_as_in_the_paper_rehearses_on_edited_faces(capsys):
+    base, fragment = RECIPES["modellock_resnet50"], FRAGMENTS["defences/model_lock_paper.yaml"]
+    assert rehearse(base, fragment, options=LOCKED_FACES) == 0, capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["_learned", "_released"])

@@ -27,7 +27,8 @@ def test_pair(one, other, tmp_path):
     # The module and data of a registered defence know all protocols; dummies are content with anything.
     case = next((c for c in (first, second) if c.name not in DUMMIES), None)
     module = case.module() if case else TinyDenoiser()
-    data = case.data(8) if case else split_images(8)
+    side = next((c for c in (first, second) if c.data_side), case)
+    data = side.data(8) if side else split_images(8)
     pair = [first.build(), second.build()]
     declared = find_conflicts(pair, Environment())
     if declared:
