@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from lightning_privacy.callbacks.audits.class_inversion import ClassInversionAudit as ClassInversionAudit
     from lightning_privacy.callbacks.audits.inversion import InversionAudit as InversionAudit
     from lightning_privacy.callbacks.audits.leakage import LeakageAudit as LeakageAudit
+    from lightning_privacy.callbacks.audits.lock import LockAudit as LockAudit
     from lightning_privacy.callbacks.audits.membership import MembershipAudit as MembershipAudit
     from lightning_privacy.callbacks.audits.structural import StructuralAudit as StructuralAudit
     from lightning_privacy.callbacks.bido.callback import BiDO as BiDO
@@ -48,6 +49,7 @@ _WHERE = {
     "InversionAudit": "lightning_privacy.callbacks.audits.inversion",
     "KeyLock": "lightning_privacy.callbacks.key_lock.callback",
     "LeakageAudit": "lightning_privacy.callbacks.audits.leakage",
+    "LockAudit": "lightning_privacy.callbacks.audits.lock",
     "MembershipAudit": "lightning_privacy.callbacks.audits.membership",
     "ModelLock": "lightning_privacy.callbacks.model_lock.callback",
     "NegativeLabelSmoothing": "lightning_privacy.callbacks.negative_label_smoothing.callback",
@@ -73,6 +75,7 @@ __all__ = [
     "InversionAudit",
     "KeyLock",
     "LeakageAudit",
+    "LockAudit",
     "MembershipAudit",
     "ModelLock",
     "NegativeLabelSmoothing",
@@ -112,6 +115,7 @@ register_audit("membership", "lightning_privacy.callbacks.audits.membership:Memb
 register_audit("inversion", "lightning_privacy.callbacks.audits.inversion:InversionAudit")
 register_audit("class_inversion", "lightning_privacy.callbacks.audits.class_inversion:ClassInversionAudit")
 register_audit("leakage", "lightning_privacy.callbacks.audits.leakage:LeakageAudit")
+register_audit("lock", "lightning_privacy.callbacks.audits.lock:LockAudit")
 register_audit("structural", "lightning_privacy.callbacks.audits.structural:StructuralAudit")
 register_audit("attribute", "lightning_privacy.callbacks.audits.attribute:AttributeAudit")
 register_audit("canaries", "lightning_privacy.callbacks.canaries.callback:CanaryAudit")

@@ -355,6 +355,17 @@ AUDITS: dict[str, AuditCase] = {
         },
         disc_classifier,
     ),
+    "lock": AuditCase(
+        "lock",
+        {
+            "attacks": ["no_key", "mean_residual", "wrong_seed", "fine_tune"],
+            "attack_args": {"fine_tune": {"steps": 2, "rates": [1e-3]}},
+            "shares": [0.5],
+            "every_n_epochs": 1,
+        },
+        tiny_classifier,
+        locked_images,
+    ),
     "leakage": AuditCase(
         "leakage",
         {

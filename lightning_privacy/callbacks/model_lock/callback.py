@@ -54,7 +54,15 @@ class ModelLock(Defence):
 
     name: ClassVar[str] = "model_lock"
     slots: ClassVar[frozenset[Slot]] = frozenset({Slot.SURGERY, Slot.OBJECTIVE, Slot.CHECKPOINT})
-    adaptive_attacks: ClassVar[tuple[str, ...]] = ()
+    adaptive_attacks: ClassVar[tuple[str, ...]] = (
+        "lightning_privacy.attacks.lock.residual:MeanResidual",
+        "lightning_privacy.attacks.lock.score_map:ScoreMap",
+        "lightning_privacy.attacks.lock.unlocker:PairUnlocker",
+        "lightning_privacy.attacks.lock.unlocker:LabelUnlocker",
+        "lightning_privacy.attacks.lock.finetuning:FineTune",
+        "lightning_privacy.attacks.lock.finetuning:HeadTune",
+        "lightning_privacy.attacks.lock.distillation:Distillation",
+    )
     after: ClassVar[frozenset[str]] = frozenset({"smp_lora"})  # whose ratio may start from the module's own loss
     guarantee = (
         "none: the edit is hard to imitate or it is not, and a prompt can be guessed (70 published ones are 6 bits); "

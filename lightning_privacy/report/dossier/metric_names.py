@@ -31,6 +31,7 @@ _CLASS_INVERSION = {
     "feature_distance": "distance in features to the class's training pictures",
     "natural_distance": "the same between training pictures of a class",
 }
+_LOCK = {"accuracy": "accuracy", "share_of_up": "accuracy as a share of that with the key"}
 RUN_METRICS = {
     "generalisation_gap": "generalisation gap (training minus validation accuracy)",
     "members_flagged_by_all": "members flagged by every attack",
@@ -45,6 +46,8 @@ _FAMILY_NAMES = {
     "inversion": "reconstruction of the model's inputs",
     "class_inversion": "pictures of the model's classes",
     **LEAKAGE_FAMILIES,
+    "lock": "use of a locked model without its key",
+    "lock_reference": "the key, chance, and training without the model",
     "attribute": "sensitive attributes",
     "structural": "structural checks",
     "canaries": "planted canaries",
@@ -115,6 +118,7 @@ def table_columns(names: Iterable[str]) -> tuple[list[str], list[str]]:
         "retrieval",
         "leak",
         "recognised",
+        "accuracy",
     ]
     first = [n for n in order if n in every]
     return first, sorted(every - set(first))
@@ -136,6 +140,7 @@ def metric_label(metric: str) -> str:
         or _INVERSION.get(metric)
         or _CLASS_INVERSION.get(metric)
         or LEAKAGE_METRICS.get(metric)
+        or _LOCK.get(metric)
         or RUN_METRICS.get(metric)
         or metric.replace("_", " ")
     )

@@ -1,0 +1,1 @@
+"""Attacks on models that work only on pictures edited with a key; pure torch."""

@@ -1,0 +1,19 @@
+"""Attacks on locked models by name."""
+
+from collections.abc import Callable, Mapping
+
+from lightning_privacy.attacks.lock.distillation import Distillation
+from lightning_privacy.attacks.lock.finetuning import FineTune, HeadTune
+from lightning_privacy.attacks.lock.guessing import NoKey
+from lightning_privacy.attacks.lock.residual import MeanResidual
+from lightning_privacy.attacks.lock.score_map import ScoreMap
+from lightning_privacy.attacks.lock.target import LockAttack
+from lightning_privacy.attacks.lock.unlocker import LabelUnlocker, PairUnlocker
+
+__all__ = ["ATTACKS"]
+
+ATTACKS: Mapping[str, Callable[..., LockAttack]] = {
+    attack.name: attack
+    for attack in (NoKey, MeanResidual, ScoreMap, PairUnlocker, LabelUnlocker, FineTune, HeadTune, Distillation)
+}
+"""Every one can be built without arguments; those that guess keys need an editor and are built by an audit."""
