@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: install demo audit-demo inversion-demo leakage-demo test test-long test-rest lint types slow fast all clean
+.PHONY: install demo audit-demo inversion-demo leakage-demo lock-demo test test-long test-rest lint types slow fast all clean
 
 install: $(VENV)/.installed
 
@@ -24,6 +24,9 @@ inversion-demo: install
 
 leakage-demo: install
 	$(BIN)/python examples/leakage_demo.py
+
+lock-demo: install
+	$(BIN)/python examples/lock_demo.py
 
 lint: install
 	$(BIN)/ruff check .
