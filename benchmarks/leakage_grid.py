@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--states", nargs="+", default=["initial", "trained"], choices=["initial", "trained"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--victims", type=int, default=20, help="updates attacked a cell")
-    parser.add_argument("--epochs", type=int, default=60)
+    parser.add_argument("--epochs", type=int, default=100)
     parser.add_argument("--workers", type=int, default=1, help="0: the one cell that is named, in this process")
     parser.add_argument("--out", type=Path, default=Path("runs/leakage-grid"))
     parser.add_argument("--summary", action="store_true", help="print the table of what is there, and run nothing")

@@ -140,7 +140,7 @@ def main() -> None:
     parser.add_argument("--data", nargs="+", default=list(SHAPES), choices=SHAPES)
     parser.add_argument("--variants", nargs="+", default=list(NAMES), choices=NAMES)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--epochs", type=int, default=60)
+    parser.add_argument("--epochs", type=int, default=100)
     parser.add_argument("--workers", type=int, default=1, help="0: the one run that is named, in this process")
     parser.add_argument("--out", type=Path, default=Path("runs/locked-accuracy"))
     args = parser.parse_args()

@@ -141,7 +141,7 @@ ON_TOYS = {
     "fedkl_faces": ON_GRADIENTS,
     "modellock_faces": [
         *("--data.init_args.inner.init_args.inner.init_args.people", "21-22", "--trainer.logger", "false"),
-        *("--data.init_args.inner.init_args.editor.init_args.steps", "1"),
+        *("--data.init_args.inner.init_args.editor.init_args.steps", "1", "--audits.lock.at_end", "false"),
     ],
     "modellock_pets_vit": LOCKED_FACES,
     "modellock_resnet50": LOCKED_FACES,
