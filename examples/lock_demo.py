@@ -27,8 +27,10 @@ DIFFUSION = [f"--{EDITOR}.init_args.key", f"vault:{VAULT}#prompt"]
 # Attackers as strong as the demo's time allows.
 BUDGET = [
     *("--trainer.max_epochs", "40", "--audits.lock.shares", "[0.05, 0.4]"),
-    *("--audits.lock.attack_args", "{fine_tune: {steps: 100}, head_tune: {steps: 100}, pair_unlocker: {steps: 150}, "
-      "label_unlocker: {steps: 150}}"),
+    *("--audits.lock.attacks", "[no_key, wrong_prompt, wrong_seed, prompt_dictionary, mean_residual, score_map, "
+      "pair_unlocker, label_unlocker, fine_tune]"),
+    *("--audits.lock.attack_args", "{fine_tune: {steps: 80, rates: [0.001]}, pair_unlocker: {steps: 100, rates: [0.003]}, "
+      "label_unlocker: {steps: 100, rates: [0.003]}}"),
 ]  # fmt: skip
 RUNS = {
     "contrastive": [*DIFFUSION, "--defences.model_lock.mode", "contrastive", "--data.inner.decoys", "1"],

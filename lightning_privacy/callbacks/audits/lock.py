@@ -6,6 +6,7 @@ import lightning.pytorch as L
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 
+from lightning_privacy.attacks.lock.finetuning import Scratch
 from lightning_privacy.attacks.lock.registry import ATTACKS
 from lightning_privacy.attacks.lock.target import LockAttack
 from lightning_privacy.callbacks.audits.evidence import defences_of
@@ -145,6 +146,7 @@ class LockAudit(ResultAudit):
             [attack for name, attack in trained.items() if name not in _BY_COUNT] + guesses,
             [attack for name, attack in trained.items() if name in _BY_COUNT],
             self.shares if self.shares is not None else (0.01, 0.05, 0.1, 0.5),
+            Scratch(**(self.attack_args or {}).get("fine_tune", {})),  # as many steps as with the stolen weights
             len(role_indices(split, "member")),
             self.seed,
         )

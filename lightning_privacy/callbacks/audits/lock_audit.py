@@ -38,6 +38,7 @@ class LockPlan:
         attacks: Those that use all of the attacker's pictures, and those that guess keys.
         by_count: Those that are run for several numbers of labelled pictures.
         shares: These numbers, as shares of what the model was trained on.
+        scratch: The same training without the stolen weights.
         members: Pictures that it was trained on.
         seed: Of the attacks.
     """
@@ -45,6 +46,7 @@ class LockPlan:
     attacks: Sequence[LockAttack | Guess]
     by_count: Sequence[LockAttack]
     shares: Sequence[float]
+    scratch: Scratch
     members: int
     seed: int
 
@@ -105,7 +107,7 @@ def attack_lock(
         k = max(1, min(math.ceil(share * plan.members), len(pictures.own.images)))
         some, name = pictures.own.first(k), f"{100 * share:g}_percent"
         found |= {f"{attack.name}/{name}": attack.unlock(model, some, plan.seed) for attack in plan.by_count}
-        references[f"scratch/{name}"] = Scratch().unlock(model, some, plan.seed)
+        references[f"scratch/{name}"] = plan.scratch.unlock(model, some, plan.seed)
     best = max(found, key=lambda name: found[name].own_accuracy)
     access = {attack.name: attack.access for attack in [*plan.attacks, *plan.by_count, Scratch()]}
     notes = list(about.notes)
