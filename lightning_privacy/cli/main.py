@@ -23,6 +23,7 @@ _VERBS: dict[str, tuple[str, str]] = {
     "check": ("check:run", "order, conflicts and costs of a recipe; no data, no GPU, no weights"),
     "audit": ("audit:run", "attacks on a finished run: audit runs/NAME"),
     "compare": ("compare:compare", "one table of several runs, beside each other"),
+    "lock-suggest": ("lock_suggest:run", "which of several locked models keeps accuracy and keeps others out"),
     "report": ("compare:report", "report.html in each run's folder"),
     "dossier": ("dossier:run", "the files for a release: verdict, numbers, page, model card"),
     "audit-secrets": (
@@ -42,9 +43,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The arguments without the program's name; those of the process if None.
 
     Returns:
-        0 if all went well, the verdict's code for `gate` (10, 20 or 30), 1 for input or a combination that we refuse or
-        for a secret that `audit-secrets` found, 130 if interrupted. Arguments that cannot be parsed leave by
-        ``SystemExit(2)``, as with argparse.
+        0 if all went well, the verdict's code for `gate` (10, 20 or 30), 20 where `lock-suggest` finds no lock that holds,
+        1 for input or a combination that we refuse or for a secret that `audit-secrets` found, 130 if interrupted.
+        Arguments that cannot be parsed leave by ``SystemExit(2)``, as with argparse.
     """
     args = list(sys.argv[1:] if argv is None else argv)
     if not args or args[0] in ("-h", "--help", "help"):
@@ -88,5 +89,6 @@ def _help() -> str:
         "Train with privacy defences, attack the result, compare. VERB --help lists the options of a verb.\n\n"
         f"{verbs}\n\n"
         "Exit codes: 0 fine, 1 refused (LIGHTNING_PRIVACY_DEBUG=1 adds the traceback to the reason), 2 wrong usage;\n"
-        "of gate also 10 conditional, 20 no_go, 30 insufficient_evidence; of audit-secrets 1 found, 2 not searched."
+        "of gate also 10 conditional, 20 no_go, 30 insufficient_evidence; of lock-suggest 20 none holds; of audit-secrets 1 "
+        "found, 2 not searched."
     )
