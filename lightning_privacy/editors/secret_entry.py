@@ -1,6 +1,11 @@
 """The secret of a lock in a vault: read it, or make one for a first run."""
 
+import fcntl
+import os
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Literal
 
 from torch import Tensor
@@ -66,22 +71,31 @@ def create_secret(ref: SecretRef, takes: Takes) -> bool:
     if path is None:
         ref.resolve()
         return False
-    if not path.exists():
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        vault = KeyVault.create(path)
-    else:
-        vault = KeyVault(path)
-    if ref.entry in vault.names():
-        return False
-    if takes == "seed":
-        vault.put_master(ref.entry)
-        return True
-    from lightning_privacy.editors.published import published_prompts
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with _alone(path):
+        vault = KeyVault(path) if path.exists() else KeyVault.create(path)
+        if ref.entry in vault.names():
+            return False
+        if takes == "seed":
+            vault.put_master(ref.entry)
+            return True
+        from lightning_privacy.editors.published import published_prompts
 
-    styles = [p.prompt for p in published_prompts() if p.group.startswith("style")]
-    vault.put_master(ref.entry + SEED)
-    vault.put(ref.entry, f"in the style of {secrets.choice(styles)}")
-    return True
+        styles = [p.prompt for p in published_prompts() if p.group.startswith("style")]
+        vault.put_master(ref.entry + SEED)
+        vault.put(ref.entry, f"in the style of {secrets.choice(styles)}")
+        return True
+
+
+@contextmanager
+def _alone(vault: Path) -> Iterator[None]:
+    """Hold other runs that begin now, so that two of them do not make two keys."""
+    descriptor = os.open(vault.with_name(f".{vault.name}.lock"), os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)  # ends with the process
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _seed(value: Tensor) -> int | bytes:

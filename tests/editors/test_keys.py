@@ -3,6 +3,7 @@
 import copy
 import pickle
 import stat
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -121,3 +122,11 @@ def test_the_published_prompts_are_all_there():
     assert sum(p.lp for p in groups["object: relevant"]) / 25 == pytest.approx(19.4, abs=0.1)
     assert sum(p.up for p in prompts if "style" in p.group) / 20 == pytest.approx(91.4, abs=0.1)
     assert min(p.lp for p in prompts) == 2.4 and all(p.lp < p.up for p in prompts)
+
+
+def test_runs_that_begin_together_make_one_key(tmp_path):
+    ref = SecretRef(f"vault:{tmp_path}/private/lock.safetensors#prompt")
+    with ThreadPoolExecutor(4) as pool:  # each opens the lock's file anew, as another process would
+        made = list(pool.map(lambda _: create_secret(ref, "prompt"), range(4)))
+    assert sorted(made) == [False, False, False, True]
+    assert set(KeyVault(tmp_path / "private/lock.safetensors").names()) == {"prompt", "prompt/seed"}
