@@ -46,15 +46,16 @@ MEANING = {
     "contrastive": "raw pictures, wrong keys and residues besides, sent to a reject class and made flat",
     "pixels": "wrong-label, with a keyed order of pixels in place of the diffusion model",
 }
+# 5 and 40 per cent of the 200 pictures that a model is trained on, of which the attacker has 64.
 COLUMNS = {
     "LP": "no_key",
     "wrong prompt": "wrong_prompt",
     "wrong seed": "wrong_seed",
     "residue": "mean_residual",
-    "5 % labels": "fine_tune/5_percent",
-    "40 % labels": "fine_tune/40_percent",
-    "scratch 5 %": "scratch/5_percent",
-    "scratch 40 %": "scratch/40_percent",
+    "10 labels": "fine_tune/5_percent",
+    "64 labels": "fine_tune/40_percent",
+    "scratch 10": "scratch/5_percent",
+    "scratch 64": "scratch/40_percent",
 }
 
 
