@@ -27,7 +27,7 @@ SHAPES = {"faces": (40, 3, 32), "digits": (10, 1, 28)}
 UNSEEN = ("attack_nonmember", "val", "holdout")
 """Roles whose pictures the model never saw, for its accuracy."""
 NETWORKS: Mapping[str, Mapping[str, Any]] = {
-    "lenet": {"network": "leakage_lenet", "network_args": {"norm": "batch"}},
+    "lenet": {"network": "leakage_lenet", "network_args": {"norm": "batch", "half_width": 0.5}},
     "resnet": {"network": "cifar_resnet18", "network_args": {"width": 8}},
 }
 VARIANTS: Mapping[str, Callable[[], list[L.Callback]]] = {

@@ -98,8 +98,10 @@ def grid(runs: dict[str, RunFolder]) -> Path:
         for name in MEANING:
             path = sorted(runs[name].pictures.glob(f"leakage-{state}-batch1-*.png"))[-1]
             sheet = torch.from_numpy(np.array(Image.open(path))).permute(2, 0, 1)
-            rows = 3 if found(runs[name], state, "strongest_per_victim", "known_secrets") else 2
-            side = sheet.shape[1] // rows
+            made = [r.attack.split("/") for r in runs[name].results() if r.attack.startswith(f"{state}/batch1/")]
+            side = sheet.shape[1] // (
+                1 + len({condition for _, _, condition, _ in made})
+            )  # the faces, a row a condition
             sheets.append(F.pad(sheet[:, 0 if not sheets else side : 2 * side], (0, 0, 0, 4), value=255))
     path = OUT / "reconstructions.png"
     Image.fromarray(torch.cat(sheets, dim=1).permute(1, 2, 0).contiguous().numpy()).save(path)
