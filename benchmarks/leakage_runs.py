@@ -49,6 +49,7 @@ ATTACKS: Mapping[str, Mapping[str, Any]] = {
     "inverting_gradients": {"steps": 600, "restarts": 3},
     "wrong_key": {},
     "joint": {},
+    "joint_pooled": {},
     "key_regression": {},
     "known_lock": {},
     "grnn": {"steps": 600, "restarts": 3},

@@ -21,6 +21,7 @@ COLUMNS = (
     "key_regression",
     "known_lock",
     "joint",
+    "joint_pooled",
     "label_inference",
 )
 

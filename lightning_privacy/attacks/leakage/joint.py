@@ -13,8 +13,9 @@ from lightning_privacy.attacks.leakage.recovered import Recovered
 from lightning_privacy.attacks.leakage.target import LeakageTarget
 from lightning_privacy.attacks.leakage.unknowns import FreeSecrets
 from lightning_privacy.attacks.leakage.update import SharedUpdate
+from lightning_privacy.errors import InputError
 
-__all__ = ["JointOptimisation", "dead_channels"]
+__all__ = ["JointOptimisation", "PooledJoint", "dead_channels"]
 
 
 def dead_channels(target: LeakageTarget, update: SharedUpdate) -> dict[str, Bool[Tensor, " channels"]]:
@@ -72,3 +73,29 @@ class JointOptimisation:
                 zero[name] = zero[name] & dead if name in zero else dead
         how = replace(self.attack.plan(), secrets=FreeSecrets(self.begin, zero))
         return search(rounds, how, self.name, seed)
+
+
+@dataclass(frozen=True)
+class PooledJoint(JointOptimisation):
+    """`JointOptimisation` on several updates of one client at once, which share the secrets: more equations, as many unknowns.
+
+    An audit gives it updates of one state of the model, as if the secrets stood still between rounds. They drift, slowly, and
+    that favours the attacker.
+
+    Args:
+        attack: The search that is extended.
+        begin: Where the secrets start, see `FreeSecrets`.
+        updates: How many updates are attacked at once, where there are as many.
+
+    Raises:
+        InputError: there are to be fewer than two.
+    """
+
+    name: ClassVar[str] = "joint_pooled"
+    access: ClassVar[str] = "public weights, the form of the lock and several updates under the same secrets"
+
+    updates: int = 4  # chosen here: the secrets' equations grow with it, and so does the search's memory
+
+    def __post_init__(self) -> None:
+        if self.updates < 2:
+            raise InputError(f"PooledJoint pools at least 2 updates, not {self.updates}; `joint` attacks one alone.")

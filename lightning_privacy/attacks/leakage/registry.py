@@ -5,7 +5,7 @@ from lightning_privacy.attacks.leakage.dlg import DeepLeakage
 from lightning_privacy.attacks.leakage.generator import GeneratorNetwork
 from lightning_privacy.attacks.leakage.imprint import Imprint
 from lightning_privacy.attacks.leakage.inverting_gradients import InvertingGradients
-from lightning_privacy.attacks.leakage.joint import JointOptimisation
+from lightning_privacy.attacks.leakage.joint import JointOptimisation, PooledJoint
 from lightning_privacy.attacks.leakage.key_regression import KeyRegression
 from lightning_privacy.attacks.leakage.known_lock import KnownLock
 from lightning_privacy.attacks.leakage.latent import LatentSearch
@@ -26,6 +26,7 @@ ATTACKS: dict[str, type[LeakageAttack]] = {
         Imprint,
         WrongKey,
         JointOptimisation,
+        PooledJoint,
         KeyRegression,
         KnownLock,
         PartialMatching,

@@ -32,10 +32,19 @@ __all__ = [
 
 LABELS = "label_inference"
 """Reads the classes off the head's gradient; it reconstructs no picture."""
-DEFAULT_ATTACKS = (LABELS, "first_layer", "dlg", "inverting_gradients", "wrong_key", "joint", "known_lock")
+DEFAULT_ATTACKS = (
+    LABELS,
+    "first_layer",
+    "dlg",
+    "inverting_gradients",
+    "wrong_key",
+    "joint",
+    "joint_pooled",
+    "known_lock",
+)
 _SEARCHES = ("dlg", "inverting_gradients", "grnn", "latent")
 NEED_LOCK = frozenset({"key_regression", "known_lock"})
-_NEED_SECRETS = NEED_LOCK | {"wrong_key", "joint"}
+_NEED_SECRETS = NEED_LOCK | {"wrong_key", "joint", "joint_pooled"}
 # chosen here: LeNet, 32-pixel faces, one CPU core: 3 to 5 seconds each, SSIM above .99 for one undefended record
 _BUDGET: Mapping[str, Mapping[str, int]] = {
     "dlg": {"evaluations": 300, "restarts": 2},

@@ -9,7 +9,10 @@ import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
+from lightning_privacy.attacks.leakage.engine import Round
+from lightning_privacy.attacks.leakage.joint import PooledJoint
 from lightning_privacy.attacks.leakage.recovered import AuxiliaryAttack, LeakageAttack
+from lightning_privacy.attacks.leakage.update import SharedUpdate
 from lightning_privacy.attacks.leakage.update_defence import UpdateDefence
 from lightning_privacy.callbacks.audits.leakage_attacks import applies
 from lightning_privacy.callbacks.audits.leakage_attempts import Attempts, attempt_all
@@ -17,6 +20,7 @@ from lightning_privacy.callbacks.audits.leakage_client import check_loss, client
 from lightning_privacy.callbacks.audits.leakage_conditions import DEFENDED, Condition, Sharing, conditions_of
 from lightning_privacy.callbacks.audits.leakage_network import attacked_model
 from lightning_privacy.callbacks.audits.leakage_pictures import LeakagePictures, read_leakage_pictures
+from lightning_privacy.callbacks.audits.leakage_pools import Pools
 from lightning_privacy.callbacks.audits.leakage_tables import Audited, tables_of
 from lightning_privacy.callbacks.audits.membership_audit import AuditedModel
 from lightning_privacy.callbacks.audits.untouched import gather_parts, rank
@@ -93,9 +97,10 @@ def audit_leakage(
         notes = [*client.notes, *_fitted(attacks, pictures, plan.seed)]
         done: dict[int, Any] = {}
         jobs = [(batch, number) for batch in plan.batch_sizes for number in range(plan.victims)]
+        pools = Pools(plan.victims, max((a.updates for a in attacks.values() if isinstance(a, PooledJoint)), default=1))
         for index, (batch, number) in enumerate(jobs):
-            if index % world_size() == rank():
-                done[index] = _one_update(conditions, attacks, plan, pictures, batch, number)
+            if pools.first(number) // pools.size % world_size() == rank():
+                done[index] = _one_update(conditions, attacks, plan, pictures, batch, number, pools)
         made = gather_parts(done)
     audited = [
         Audited(batch, [each for (size, _), each in zip(jobs, made, strict=True) if size == batch])
@@ -128,6 +133,20 @@ def _fitted(attacks: Mapping[str, LeakageAttack], pictures: LeakagePictures, see
     return [f"What `{name}` learns from the attacker's own pictures did not converge." for name in unfinished]
 
 
+def _shared(
+    condition: Condition, plan: LeakagePlan, pictures: LeakagePictures, batch: int, number: int
+) -> SharedUpdate:
+    rows = slice(number * batch, (number + 1) * batch)
+    seed = _seed(plan, batch, number)
+    # Of what a layer draws in an attacker's simulation; the same on whichever rank.
+    torch.manual_seed(derive_seed(seed, condition.name))
+    return condition.share(pictures.victims[rows], pictures.labels[rows], seed)
+
+
+def _seed(plan: LeakagePlan, batch: int, number: int) -> int:
+    return derive_seed(plan.seed, "leakage", batch, number)
+
+
 def _one_update(
     conditions: Sequence[Condition],
     attacks: Mapping[str, LeakageAttack],
@@ -135,17 +154,22 @@ def _one_update(
     pictures: LeakagePictures,
     batch: int,
     number: int,
+    pools: Pools,
 ) -> dict[str, Attempts]:
-    rows = slice(number * batch, (number + 1) * batch)
-    seed = derive_seed(plan.seed, "leakage", batch, number)
+    seed = _seed(plan, batch, number)
     found = {}
     for condition in conditions:
-        # Of what a layer draws in an attacker's simulation; the same on whichever rank.
-        torch.manual_seed(derive_seed(seed, condition.name))
-        update = condition.share(pictures.victims[rows], pictures.labels[rows], seed)
+        update = _shared(condition, plan, pictures, batch, number)
         knowing = plan.informed(batch) if condition.name in (DEFENDED, "known_secrets") else {}
         mine = {
             name: attack for name, attack in [*attacks.items(), *knowing.items()] if applies(name, attack, condition)
+        }
+
+        def of(member: int, condition: Condition = condition) -> Round:
+            return Round(condition.target, _shared(condition, plan, pictures, batch, member))
+
+        mine = {
+            name: pools.within(attack, (condition.name, batch), number, of, plan.seed) for name, attack in mine.items()
         }
         found[condition.name] = attempt_all(
             condition.target, update, mine or plan.fallback, condition.changed, seed, {*knowing, *plan.registered}

@@ -7,7 +7,7 @@ import torch
 
 from lightning_privacy.attacks.leakage.client import share_update
 from lightning_privacy.attacks.leakage.dlg import DeepLeakage
-from lightning_privacy.attacks.leakage.joint import JointOptimisation
+from lightning_privacy.attacks.leakage.joint import JointOptimisation, PooledJoint
 from lightning_privacy.attacks.leakage.recovered import Recovered
 from lightning_privacy.attacks.leakage.target import target_of
 from lightning_privacy.attacks.leakage.wrong_key import WrongKey
@@ -112,6 +112,26 @@ def test_a_secret_hides_and_whoever_knows_it_does_not_notice_it(split):
     assert "initial/batch1/defended/dlg" not in found
     controls = [r for r in results if r.family == "leakage_control"]
     assert controls and not any(r.strongest for r in controls)
+
+
+def test_updates_that_share_secrets_are_attacked_together_once_and_each_gets_its_own_part(split, monkeypatch):
+    module = SmoothClassifier(norm=True)
+    protect(module, key_length=16, spread=0.5)
+    calls, search_all = [], PooledJoint.reconstruct_rounds
+
+    def counted(self, rounds, seed):
+        calls.append(len(rounds))
+        return search_all(self, rounds, seed)
+
+    monkeypatch.setattr(PooledJoint, "reconstruct_rounds", counted)
+    attacks = {"joint_pooled": PooledJoint(SEARCH, updates=2)}
+    results, _ = audit_leakage(
+        module, split, plan(attacks=lambda: attacks, victims=3, defended=True, controls=()), "initial"
+    )
+    found = by_name(results)["initial/batch1/defended/joint_pooled"]
+    assert calls == [2, 1]
+    # each reconstruction is of its own record: it finds that one among all
+    assert found.metrics["retrieval"].value == 1 and found.metrics["aligned_ssim"].value > 0.8
 
 
 def test_what_a_defence_withholds_is_withheld_from_attackers_and_not_from_the_control(split):
