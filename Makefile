@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: install demo audit-demo inversion-demo leakage-demo lock-demo test test-long test-rest lint types slow fast all clean
+.PHONY: install demo audit-demo inversion-demo leakage-demo lock-demo test test-long test-rest test-flower test-nvflare lint types slow fast all clean
 
 install: $(VENV)/.installed
 
@@ -37,7 +37,8 @@ lint: install
 types: install
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
-PYTEST := $(BIN)/python -m pytest --jaxtyping-packages=lightning_privacy,beartype.beartype
+CHECKS := --jaxtyping-packages=lightning_privacy,beartype.beartype
+PYTEST := $(BIN)/python -m pytest $(CHECKS)
 LONG := tests/cli tests/contract  # about half of the suite's time
 
 test: install lint types
@@ -49,6 +50,15 @@ test-long: install
 test-rest: install
 	$(PYTEST) $(LONG:%=--ignore=%)
 
+# Federation engines pin many packages (rich, protobuf): each has an environment of its own, without our constraints.
+test-flower test-nvflare: test-%: .venv-%/.installed
+	.venv-$*/bin/python -m pytest $(CHECKS) -m "slow or not slow" tests/federated
+
+.venv-%/.installed: pyproject.toml
+	$(PYTHON) -m venv .venv-$*
+	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check --editable ".[dev,$*]"
+	touch $@
+
 slow: install
 	$(BIN)/python -m pytest -m slow -s
 
@@ -58,4 +68,4 @@ fast: install
 all: test
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-flower .venv-nvflare .pytest_cache .ruff_cache
