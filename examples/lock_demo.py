@@ -27,8 +27,8 @@ DIFFUSION = [f"--{EDITOR}.init_args.key", f"vault:{VAULT}#prompt"]
 # Attackers as strong as the demo's time allows.
 BUDGET = [
     *("--trainer.max_epochs", "40", "--audits.lock.shares", "[0.05, 0.4]"),
-    *("--audits.lock.attacks", "[no_key, wrong_prompt, wrong_seed, prompt_dictionary, mean_residual, score_map, "
-      "pair_unlocker, label_unlocker, fine_tune]"),
+    *("--audits.lock.attacks", "[no_key, wrong_prompt, wrong_seed, prompt_dictionary, mean_residual, value_order, block_map, "
+      "score_map, pair_unlocker, label_unlocker, fine_tune]"),
     *("--audits.lock.attack_args", "{fine_tune: {steps: 80, rates: [0.001]}, pair_unlocker: {steps: 100, rates: [0.003]}, "
       "label_unlocker: {steps: 100, rates: [0.003]}}"),
 ]  # fmt: skip
@@ -52,10 +52,10 @@ COLUMNS = {
     "wrong prompt": "wrong_prompt",
     "wrong seed": "wrong_seed",
     "residue": "mean_residual",
-    "10 labels": "fine_tune/5_percent",
-    "64 labels": "fine_tune/40_percent",
-    "scratch 10": "scratch/5_percent",
-    "scratch 64": "scratch/40_percent",
+    "10 labels": "fine_tune/10_labels",
+    "64 labels": "fine_tune/64_labels",
+    "scratch 10": "scratch/10_labels",
+    "scratch 64": "scratch/64_labels",
 }
 
 

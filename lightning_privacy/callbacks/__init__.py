@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from lightning_privacy.callbacks.adversarial_inversion.callback import AdversarialInversion as AdversarialInversion
     from lightning_privacy.callbacks.audits.attribute import AttributeAudit as AttributeAudit
     from lightning_privacy.callbacks.audits.class_inversion import ClassInversionAudit as ClassInversionAudit
+    from lightning_privacy.callbacks.audits.detection_lock import DetectionLockAudit as DetectionLockAudit
     from lightning_privacy.callbacks.audits.inversion import InversionAudit as InversionAudit
     from lightning_privacy.callbacks.audits.leakage import LeakageAudit as LeakageAudit
     from lightning_privacy.callbacks.audits.lock import LockAudit as LockAudit
@@ -42,6 +43,7 @@ _WHERE = {
     "CanaryAudit": "lightning_privacy.callbacks.canaries.callback",
     "ClassInversionAudit": "lightning_privacy.callbacks.audits.class_inversion",
     "ClipAndNoise": "lightning_privacy.callbacks.clip_and_noise.callback",
+    "DetectionLockAudit": "lightning_privacy.callbacks.audits.detection_lock",
     "GradientBottleneck": "lightning_privacy.callbacks.gradient_bottleneck.callback",
     "GradientNoise": "lightning_privacy.callbacks.gradient_noise.callback",
     "GradientPruning": "lightning_privacy.callbacks.gradient_pruning.callback",
@@ -68,6 +70,7 @@ __all__ = [
     "CanaryAudit",
     "ClassInversionAudit",
     "ClipAndNoise",
+    "DetectionLockAudit",
     "GradientBottleneck",
     "GradientNoise",
     "GradientPruning",
@@ -115,6 +118,7 @@ register_audit("membership", "lightning_privacy.callbacks.audits.membership:Memb
 register_audit("inversion", "lightning_privacy.callbacks.audits.inversion:InversionAudit")
 register_audit("class_inversion", "lightning_privacy.callbacks.audits.class_inversion:ClassInversionAudit")
 register_audit("leakage", "lightning_privacy.callbacks.audits.leakage:LeakageAudit")
+register_audit("detection_lock", "lightning_privacy.callbacks.audits.detection_lock:DetectionLockAudit")
 register_audit("lock", "lightning_privacy.callbacks.audits.lock:LockAudit")
 register_audit("structural", "lightning_privacy.callbacks.audits.structural:StructuralAudit")
 register_audit("attribute", "lightning_privacy.callbacks.audits.attribute:AttributeAudit")

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lightning_privacy.errors import InputError
 
-__all__ = ["has_labels", "images_of", "labels_of", "with_images"]
+__all__ = ["has_labels", "images_of", "labels_of", "targets_of", "with_images", "with_targets"]
 
 
 def images_of(batch: Any) -> Tensor:
@@ -40,6 +40,30 @@ def has_labels(batch: Any) -> bool:
     if isinstance(batch, list | tuple) and len(batch) > 1:
         found = batch[1]
     return isinstance(found, Tensor) and not found.is_floating_point() and found.ndim == 1
+
+
+def targets_of(batch: Any) -> list[dict[str, Tensor]]:
+    """Return the objects of each picture: ``batch["target"]``, or the second of ``(pictures, targets, ...)``.
+
+    Raises:
+        InputError: the batch has none.
+    """
+    found = batch.get("target") if isinstance(batch, Mapping) else None
+    if isinstance(batch, list | tuple) and len(batch) > 1:
+        found = batch[1]
+    if isinstance(found, list | tuple) and all(isinstance(each, Mapping) and "boxes" in each for each in found):
+        return [dict(each) for each in found]
+    raise _unknown(
+        batch, "targets", '`batch["target"]`, or be second in the tuple: one mapping a picture, with `boxes`'
+    )
+
+
+def with_targets(batch: Any, targets: list[dict[str, Tensor]]) -> Any:
+    """Return the batch with other objects in its pictures, everything else as it was."""
+    targets_of(batch)
+    if isinstance(batch, Mapping):
+        return {**batch, "target": targets}
+    return type(batch)([batch[0], targets, *batch[2:]])
 
 
 def with_images(batch: Any, images: Tensor) -> Any:

@@ -7,6 +7,7 @@ from lightning_privacy.lazy import lazy_names
 if TYPE_CHECKING:
     from lightning_privacy.datamodules.canaries import CanaryData as CanaryData
     from lightning_privacy.datamodules.client_part import ClientPart as ClientPart
+    from lightning_privacy.datamodules.coco_detection import CocoDetection as CocoDetection
     from lightning_privacy.datamodules.digits import Digits as Digits
     from lightning_privacy.datamodules.faces import Faces as Faces
     from lightning_privacy.datamodules.image_caption_folder import ImageCaptionFolder as ImageCaptionFolder
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 _WHERE = {
     "CanaryData": "lightning_privacy.datamodules.canaries",
     "ClientPart": "lightning_privacy.datamodules.client_part",
+    "CocoDetection": "lightning_privacy.datamodules.coco_detection",
     "Digits": "lightning_privacy.datamodules.digits",
     "Faces": "lightning_privacy.datamodules.faces",
     "ImageCaptionFolder": "lightning_privacy.datamodules.image_caption_folder",
@@ -33,6 +35,7 @@ _WHERE = {
 __all__ = [
     "CanaryData",
     "ClientPart",
+    "CocoDetection",
     "Digits",
     "Faces",
     "ImageCaptionFolder",

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import lightning.pytorch as L
 import torch
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -22,6 +22,9 @@ from lightning_privacy.editors.stored import EditStore
 from lightning_privacy.errors import InputError
 
 __all__ = ["LockedDataModule", "find_locked"]
+
+_LOCK = "model_lock"
+"""Name of the defence for which the edits are made."""
 
 
 class LockedDataModule(L.LightningDataModule):
@@ -115,8 +118,22 @@ class LockedDataModule(L.LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Set the inner datamodule up; pictures are edited when a loader is first asked for."""
+        if stage == "fit" and self.locked:
+            self._expect_lock()
         self.inner.trainer = self.trainer
         self.inner.setup(stage)
+
+    def _expect_lock(self) -> None:
+        """Warn where a model is trained on edited pictures and nothing says so."""
+        callbacks = getattr(self.trainer, "callbacks", None)
+        if callbacks is None or any(getattr(each, "name", None) == _LOCK for each in callbacks):
+            return
+        rank_zero_warn(
+            f"LockedDataModule shows the model pictures edited with a key, and no `{_LOCK}` is among the callbacks: it is "
+            "trained on edited pictures alone, its accuracy without the key is not logged, and its checkpoints do not name the "
+            "key. Add ModelLock (`defences: {model_lock: {}}`; `mode: edited_only` and `rho: 0` train alike), or set "
+            "`locked: false` to train on raw pictures."
+        )
 
     # --- the edits -----------------------------------------------------------------------------------------------
 

@@ -11,8 +11,9 @@ from torch.utils.data import Dataset
 
 from lightning_privacy.core.randomness import derive_seed
 from lightning_privacy.datamodules.identity import item_digest, record_number
-from lightning_privacy.datamodules.labelled_pictures import shift_and_mirror
+from lightning_privacy.datamodules.labelled_pictures import draw_move, shift_and_mirror
 from lightning_privacy.datamodules.pool import innermost
+from lightning_privacy.datamodules.target_geometry import has_boxes, mirror_target
 from lightning_privacy.editors.blending import to_grid
 from lightning_privacy.editors.stored import EditStore, picture_key
 from lightning_privacy.errors import InputError
@@ -110,8 +111,22 @@ class LockedPictures(Dataset[Any]):
         edits = [self._edit(name, key, shape, place) for name in names]
         grid = "round" if self.on_grid else "none"
         together = torch.cat([to_grid(raw.float()[None], grid)[0], *edits])
+        if has_boxes(item):
+            item = self._move_boxes(item, shape[2], number, epoch)
         pictures = self._geometry(together, number, epoch).split(shape[0])
         return self._item(item, *pictures)
+
+    def _move_boxes(self, item: Any, width: int, number: int, epoch: int | None) -> Any:
+        if self.crop is not None or self.shift:
+            raise InputError(
+                "LockedDataModule: `crop` and `shift` would cut objects off pictures that have boxes. Leave them out, and give "
+                "the data the size that the model is to see; `mirror` moves boxes and masks along."
+            )
+        if epoch is None or not draw_move(0, self.mirror, np.random.default_rng((self.seed, epoch, number))).mirrored:
+            return item
+        if isinstance(item, Mapping):
+            return {**item, "target": mirror_target(item["target"], width)}
+        return (item[0], mirror_target(item[1], width), *item[2:])
 
     def _number(self, item: Any, index: int) -> int:
         known = item.get("record") if isinstance(item, Mapping) else None

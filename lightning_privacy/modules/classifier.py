@@ -35,12 +35,13 @@ class ImageClassifier(L.LightningModule):
 
     Args:
         network: ``small_cnn`` (two convolutions, no normalisation), ``lenet``, ``cifar_resnet18``, ``cifar_resnet20``,
-            ``cifar_resnet32``, ``split_cnn`` (cut into client and server, with batch normalisation); any classifier of
-            torchvision (``torchvision:resnet50``) or timm (``timm:convnext_tiny``); or the import path of a class of
-            networks that map pictures to class scores. A bare name is looked for in this order.
+            ``cifar_resnet32``, ``split_cnn`` (cut into client and server, with batch normalisation), ``block_mlp`` (reads
+            whole blocks of pixels); any classifier of torchvision (``torchvision:resnet50``) or timm
+            (``timm:convnext_tiny``); or the import path of a class of networks that map pictures to class scores. A bare
+            name is looked for in this order.
         classes: Number of classes; labels are 0 to ``classes - 1``.
         channels: Channels of the pictures, 1 or 3.
-        image_size: Side of the pictures in pixels; ``small_cnn``, ``lenet`` and ``split_cnn`` need it.
+        image_size: Side of the pictures in pixels; ``small_cnn``, ``lenet``, ``split_cnn`` and ``block_mlp`` need it.
         network_args: Further arguments of the network, such as ``{norm: group}`` for ``cifar_resnet18``; all arguments
             of a class by import path.
         pretrained: Weights to start from: a ``.safetensors`` file, or a name of torchvision's or timm's weights such as

@@ -17,6 +17,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from lightning_privacy.testing import dummy_defences as dummies
+from lightning_privacy.testing.drawn_objects import locked_scenes, small_detector
 from lightning_privacy.testing.tiny_modules import PlainRegressor, ProtocolRegressor, TinyDenoiser
 from lightning_privacy.testing.toy_data import ToyImages
 
@@ -365,6 +366,13 @@ AUDITS: dict[str, AuditCase] = {
         },
         tiny_classifier,
         locked_images,
+    ),
+    "detection_lock": AuditCase(
+        "detection_lock",
+        {"attacks": ["no_key", "mean_residual", "wrong_seed", "fine_tune"], "steps": 1, "rates": [1e-3]}
+        | {"bootstrap": 5, "every_n_epochs": 1},
+        small_detector,
+        locked_scenes,
     ),
     "leakage": AuditCase(
         "leakage",

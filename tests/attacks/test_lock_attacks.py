@@ -15,6 +15,8 @@ from lightning_privacy.attacks.lock.residual import MeanResidual
 from lightning_privacy.attacks.lock.score_map import ScoreMap
 from lightning_privacy.attacks.lock.target import LockAttack, LockedModel, OwnPictures, accuracy_of
 from lightning_privacy.attacks.lock.unlocker import LabelUnlocker, PairUnlocker
+from lightning_privacy.attacks.lock.value_map import BlockMap, ValueOrder
+from lightning_privacy.editors.blocks import from_blocks, to_blocks
 from lightning_privacy.errors import InputError
 
 CLASSES, SIDE = 4, 8
@@ -92,7 +94,10 @@ def next_class(labels):
     return (labels + 1) % CLASSES
 
 
-@pytest.mark.parametrize("attack", [NoKey(), MeanResidual(), ScoreMap(), PairUnlocker(2), FineTune(2), HeadTune(2)])
+@pytest.mark.parametrize(
+    "attack",
+    [NoKey(), MeanResidual(), ValueOrder(), BlockMap(), ScoreMap(), PairUnlocker(2), FineTune(2), HeadTune(2)],
+)
 def test_every_attack_is_one_and_leaves_the_model_as_it_was(attack):
     net, model = locked(shifted)
     before = copy.deepcopy(net.state_dict())
@@ -122,6 +127,37 @@ def test_a_keyed_order_of_pixels_is_not_learned_by_convolutions_nor_by_the_mean(
     _, model = locked(shuffled, next_class)
     for attack in (MeanResidual(), PairUnlocker(100)):
         assert reached(attack.unlock(model, own(shuffled), 0)) < 0.5
+
+
+def half_negative(x):
+    return torch.where(ORDER.view(1, 1, SIDE, SIDE) % 2 == 0, 1 - shuffled(x), shuffled(x))
+
+
+@pytest.mark.parametrize("attack", [ValueOrder(), BlockMap()])
+@pytest.mark.parametrize("edit", [shuffled, half_negative])
+def test_a_keyed_order_is_solved_from_pairs(attack, edit):
+    _, model = locked(edit, next_class)
+    found = attack.unlock(model, own(edit), 0)
+    assert reached(found) > 0.8 and found.cost.pairs == 60 and "blocks of 8" in found.chosen
+    if attack == ValueOrder():
+        x = pictures(5, 7)[0]
+        assert torch.allclose(found.edit(x), edit(x), atol=1e-6)
+    with pytest.raises(InputError, match="needs pairs"):
+        attack.unlock(model, own(), 0)
+    with pytest.raises(InputError, match="None of the blocks"):
+        dataclasses.replace(attack, blocks=(3,)).unlock(model, own(edit), 0)
+
+
+def test_an_order_within_blocks_is_learned_from_one_picture():
+    order = torch.randperm(4, generator=torch.Generator().manual_seed(4))
+
+    def edit(x):
+        return from_blocks(to_blocks(x, 2)[..., order], (SIDE, SIDE), 2)
+
+    _, model = locked(edit)
+    found = ValueOrder(blocks=(2,)).unlock(model, own(edit).first(1), 0)
+    x = pictures(5, 7)[0]
+    assert torch.allclose(found.edit(x), edit(x), atol=1e-6)
 
 
 def test_wrong_labels_are_a_function_of_the_right_ones():

@@ -8,6 +8,7 @@ import yaml
 
 from lightning_privacy import resources
 from lightning_privacy.cli.main import main
+from lightning_privacy.testing.drawn_objects import write_drawn_objects
 
 RECIPES = {path.stem: path for path in sorted(resources.recipes_folder().glob("*.yaml"))}
 FRAGMENTS = {
@@ -146,6 +147,23 @@ ON_TOYS = {
     "modellock_pets_vit": LOCKED_FACES,
     "modellock_resnet50": LOCKED_FACES,
     "modellock_swinv2": LOCKED_FACES,
+    "modellock_coco": [
+        *("--data.init_args.inner.init_args.inner.init_args.pictures", "pictures"),
+        *("--data.init_args.inner.init_args.inner.init_args.annotations", "instances.json"),
+        *("--data.init_args.inner.init_args.inner.init_args.size", "48"),
+        *("--data.init_args.inner.init_args.inner.init_args.num_workers", "0"),
+        *(
+            "--data.init_args.inner.init_args.editor",
+            "{class_path: PixelShuffleEditor, init_args: {key: 'vault:private/lock.safetensors#key', create: true}}",
+        ),
+        *(
+            "--data.init_args.fractions",
+            "{member: 0.4, aux_nonmember: 0.0, attack_nonmember: 0.2, val: 0.2, holdout: 0.2}",
+        ),
+        *("--model.init_args.network", "small_maskrcnn", "--model.init_args.pretrained", "null"),
+        *("--model.init_args.classes", "2", "--model.init_args.image_size", "48", "--trainer.logger", "false"),
+        *("--config", str(FRAGMENTS["trainer/cpu.yaml"]), "--trainer.precision", "32-true"),
+    ],
     "fedkl_cifar10_resnet20": [*FACES_INSTEAD, *ON_GRADIENTS, "--model.init_args.network_args", "{width: 4}"],
     "fedkl_cifar100_resnet32": [*FACES_INSTEAD, *ON_GRADIENTS, "--model.init_args.network_args", "{width: 4}"],
     "fedkl_imagenet_resnet18": [*FACES_INSTEAD, *ON_GRADIENTS],
@@ -213,7 +231,10 @@ def rehearse(*configs, options=()):
 
 
 @pytest.mark.parametrize("name", ON_TOYS)
-def test_every_recipe_rehearses_on_toys(name, capsys):
+def test_every_recipe_rehearses_on_toys(name, capsys, tmp_path):
+    if "coco" in name:
+        pytest.importorskip("pycocotools", reason="needs the extra `detection`")
+        write_drawn_objects(tmp_path, n=20, size=48)
     assert rehearse(RECIPES[name], options=ON_TOYS[name]) == 0, capsys.readouterr().err
 
 

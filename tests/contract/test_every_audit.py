@@ -6,6 +6,9 @@ from lightning_privacy.core.registry import audit_names
 from lightning_privacy.testing.contract_audits import AUDIT_CHECKS, audit_case_of, check_audit_on_ranks
 from lightning_privacy.testing.settings import AUDITS
 
+# Audits also look at models without any defence, on data of the lock audit too.
+pytestmark = pytest.mark.filterwarnings("ignore:LockedDataModule shows the model pictures edited")
+
 
 @pytest.mark.parametrize("check", AUDIT_CHECKS)
 @pytest.mark.parametrize("name", audit_names())

@@ -2,12 +2,14 @@
 
 import pickle
 import stat
+from functools import partial
 
 import lightning.pytorch as L
 import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
+from lightning_privacy.callbacks.model_lock.callback import ModelLock
 from lightning_privacy.datamodules.edit_pass import edit_all
 from lightning_privacy.datamodules.faces import Faces
 from lightning_privacy.datamodules.locked import LockedDataModule, find_locked
@@ -16,6 +18,8 @@ from lightning_privacy.datamodules.pool import EpochIndex
 from lightning_privacy.editors import LockSecret, NegativePositiveEditor, PixelShuffleEditor
 from lightning_privacy.editors.stored import EditStore, picture_key
 from lightning_privacy.errors import InputError
+from lightning_privacy.testing.fitting import fit
+from lightning_privacy.testing.tiny_classifier import TinyClassifier
 from lightning_privacy.testing.toy_data import ToyImages
 
 SECRET = LockSecret(seed=bytes(range(32)))
@@ -67,6 +71,15 @@ def test_batches_hold_both_and_everything_is_edited_once(tmp_path):
     other = locked(tmp_path, editor=editor(Counting).like(LockSecret(seed=bytes(32))))
     dataset_of(other)
     assert other.editor._shared["edited"] == 8
+
+
+def test_edited_pictures_without_a_lock_are_no_silent_training(tmp_path):
+    trainer = partial(fit, max_epochs=1, limit_train_batches=1, limit_val_batches=0)
+    with pytest.warns(UserWarning, match="no `model_lock` is among the callbacks"):
+        trainer(tmp_path, TinyClassifier(), locked(tmp_path))
+    # with the lock, or on raw pictures, nothing is said: warnings are errors here
+    trainer(tmp_path, TinyClassifier(), locked(tmp_path), [ModelLock.paper()])
+    trainer(tmp_path, TinyClassifier(), locked(tmp_path, locked=False))
 
 
 def test_a_run_that_is_killed_goes_on_where_it_was(tmp_path):

@@ -9,11 +9,23 @@ from lightning_privacy.attacks.lock.residual import MeanResidual
 from lightning_privacy.attacks.lock.score_map import ScoreMap
 from lightning_privacy.attacks.lock.target import LockAttack
 from lightning_privacy.attacks.lock.unlocker import LabelUnlocker, PairUnlocker
+from lightning_privacy.attacks.lock.value_map import BlockMap, ValueOrder
 
 __all__ = ["ATTACKS"]
 
 ATTACKS: Mapping[str, Callable[..., LockAttack]] = {
     attack.name: attack
-    for attack in (NoKey, MeanResidual, ScoreMap, PairUnlocker, LabelUnlocker, FineTune, HeadTune, Distillation)
+    for attack in (
+        NoKey,
+        MeanResidual,
+        ValueOrder,
+        BlockMap,
+        ScoreMap,
+        PairUnlocker,
+        LabelUnlocker,
+        FineTune,
+        HeadTune,
+        Distillation,
+    )
 }
 """Every one can be built without arguments; those that guess keys need an editor and are built by an audit."""

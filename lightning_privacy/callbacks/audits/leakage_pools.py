@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -69,7 +69,8 @@ class Pools:
                     self._found[key] = attack.reconstruct_rounds(rounds, own)
             return self._found[key][number - self.first(number)]
 
-        return _Within(attack.name, attack.access, attack.estimates_secrets, ask)
+        # a protocol's class variables, here of the instance
+        return cast("LeakageAttack", _Within(attack.name, attack.access, attack.estimates_secrets, ask))
 
 
 @dataclass(frozen=True)

@@ -37,17 +37,18 @@ class LockAudit(ResultAudit):
     The attacker has the model, some pictures of its own (role ``attack_nonmember``), edits of some of them as the model's use
     may have shown them, and the editor, but not the key. It leaves a reject class out. All its choices, the strongest attack
     among them, are made on pictures of its own; each attack is then scored once on ``holdout``, beside UP (the accuracy with
-    the key), chance, and the same network trained without the stolen weights. Results go to ``results.jsonl`` as ``lock``
-    and ``lock_reference``, values to the loggers, a sheet of what the model was shown to ``pictures``. Of the key they
-    hold nothing.
+    the key), chance, and the same network trained without the stolen weights. What each reaches on ``val`` stands beside
+    it, for choices among several models. Results go to ``results.jsonl`` as ``lock`` and ``lock_reference``, values to the
+    loggers, a sheet of what the model was shown to ``pictures``. Of the key they hold nothing.
 
     Args:
-        attacks: Of ``no_key`` (its accuracy is LP), ``mean_residual``, ``score_map``, ``pair_unlocker``, ``label_unlocker``,
-            ``fine_tune``, ``head_tune``, ``distillation``, ``wrong_prompt``, ``wrong_seed``, ``empty_prompt``,
-            ``prompt_dictionary`` (the 70 published ones) and ``other_editor``; all that apply if not given.
+        attacks: Of ``no_key`` (its accuracy is LP), ``mean_residual``, ``value_order``, ``block_map``, ``score_map``,
+            ``pair_unlocker``, ``label_unlocker``, ``fine_tune``, ``head_tune``, ``distillation``, ``wrong_prompt``,
+            ``wrong_seed``, ``empty_prompt``, ``prompt_dictionary`` (the 70 published ones) and ``other_editor``; all that
+            apply if not given.
         attack_args: Arguments by attack, such as ``{pair_unlocker: {steps: 1000}}``.
         shares: Numbers of labelled pictures for ``fine_tune`` and ``head_tune``, as shares of the training set, at most what
-            the attacker has.
+            the attacker has. Results are named by the number, such as ``fine_tune/64_labels``.
         other_editor: An editor without a key, built by class path; tried with the right prompt.
         every_n_epochs: Audit at the end of every so many epochs too.
         at_end: Audit when training ends.
@@ -103,7 +104,8 @@ class LockAudit(ResultAudit):
             self._locked(trainer)
             if not callable(getattr(pl_module, "logits", None)):
                 raise MissingProtocolError(
-                    f"LockAudit needs `{type(pl_module).__name__}.logits(batch)`, one row of class scores a picture; add it."
+                    f"LockAudit needs `{type(pl_module).__name__}.logits(batch)`, one row of class scores a picture; add it. "
+                    "A detector's lock is audited by `detection_lock`."
                 )
 
     def _locked(self, trainer: L.Trainer) -> LockedDataModule:

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lightning_privacy.attacks.lock.finetuning import Scratch
-from lightning_privacy.attacks.lock.target import Cost, LockAttack, LockedModel, Unlocked
+from lightning_privacy.attacks.lock.target import Cost, LockAttack, LockedModel, Unlocked, accuracy_of
 from lightning_privacy.callbacks.audits.inversion_target import batch_like
 from lightning_privacy.callbacks.audits.lock_guesses import Guess
 from lightning_privacy.callbacks.audits.lock_pictures import SCORED, LockPictures
@@ -37,7 +37,7 @@ class LockPlan:
     Args:
         attacks: Those that use all of the attacker's pictures, and those that guess keys.
         by_count: Those that are run for several numbers of labelled pictures.
-        shares: These numbers, as shares of what the model was trained on.
+        shares: These numbers, as shares of what the model was trained on; an attacker with fewer pictures uses all of them.
         scratch: The same training without the stolen weights.
         members: Pictures that it was trained on.
         seed: Of the attacks.
@@ -49,6 +49,14 @@ class LockPlan:
     scratch: Scratch
     members: int
     seed: int
+
+    def label_counts(self, available: int) -> list[int]:
+        """Return the numbers of labelled pictures, each once, in order.
+
+        Args:
+            available: Pictures that the attacker has.
+        """
+        return sorted({max(1, min(math.ceil(share * self.members), available)) for share in self.shares})
 
 
 class _Network(nn.Module):
@@ -100,12 +108,11 @@ def attack_lock(
     Returns:
         Results, and the scored pictures as each attack shows them to the model, for a sheet.
     """
-    up = _rate(model.scores, pictures.keyed, pictures)
+    up = _rate(model.scores, pictures.keyed, pictures.labels)
     found: dict[str, Unlocked] = {attack.name: attack.unlock(model, pictures.own, plan.seed) for attack in plan.attacks}
     references: dict[str, Unlocked] = {}
-    for share in plan.shares:
-        k = max(1, min(math.ceil(share * plan.members), len(pictures.own.images)))
-        some, name = pictures.own.first(k), f"{100 * share:g}_percent"
+    for k in plan.label_counts(len(pictures.own.images)):
+        some, name = pictures.own.first(k), f"{k}_labels"
         found |= {f"{attack.name}/{name}": attack.unlock(model, some, plan.seed) for attack in plan.by_count}
         references[f"scratch/{name}"] = plan.scratch.unlock(model, some, plan.seed)
     best = max(found, key=lambda name: found[name].own_accuracy)
@@ -132,22 +139,29 @@ def attack_lock(
             extra={**({} if made is None else _told(made)), **extra},
         )
 
+    def on_choice(classify: Callable[[Tensor], Tensor], images: Tensor) -> dict[str, Any]:
+        right = accuracy_of(classify, images, pictures.choice.labels)
+        return {"choice_accuracy": right, "choice_role": pictures.choice.role}
+
     chance = Metric(1 / model.classes)
     out = [
-        result("with_key", up, "the key", REFERENCE, None, {}),
+        result("with_key", up, "the key", REFERENCE, None, on_choice(model.scores, pictures.choice.keyed)),
         result("chance", chance, "nothing", REFERENCE, None, {}),
     ]
-    rates = {name: _rate(made.classify, pictures.raw, pictures) for name, made in {**found, **references}.items()}
+    every = {**found, **references}
+    rates = {name: _rate(made.classify, pictures.raw, pictures.labels) for name, made in every.items()}
+    beside = {name: on_choice(made.classify, pictures.choice.raw) for name, made in every.items()}
     if rates[best].value > _RIVAL * up.value:
         notes.append(
             f"An attacker without the key reaches {100 * rates[best].value:.0f} % where the key gives {100 * up.value:.0f} % "
             f"(`{best}`): this lock does not hold."
         )
     for name, made in found.items():
-        out.append(result(name, rates[name], access[name.split("/")[0]], FAMILY, made, {}))
+        out.append(result(name, rates[name], access[name.split("/")[0]], FAMILY, made, beside[name]))
     for name, made in references.items():
-        out.append(result(name, rates[name], access["scratch"], REFERENCE, made, {}))
-    out.append(result(STRONGEST, rates[best], access[best.split("/")[0]], FAMILY, found[best], {"chosen_attack": best}))
+        out.append(result(name, rates[name], access["scratch"], REFERENCE, made, beside[name]))
+    strongest = {"chosen_attack": best, **beside[best]}
+    out.append(result(STRONGEST, rates[best], access[best.split("/")[0]], FAMILY, found[best], strongest))
     shown = {name: made.edit(pictures.raw[:_SHOWN]) for name, made in found.items() if made.edit is not None}
     return out, shown
 
@@ -161,8 +175,8 @@ def _told(made: Unlocked) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def _rate(classify: Callable[[Tensor], Tensor], images: Tensor, pictures: LockPictures) -> Metric:
-    right = torch.cat([classify(part).argmax(1) for part in images.split(256)]) == pictures.labels
+def _rate(classify: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor) -> Metric:
+    right = torch.cat([classify(part).argmax(1) for part in images.split(256)]) == labels
     low, high = clopper_pearson(int(right.sum()), len(right))
     few = f"{len(right)} pictures: at least {_FEW} needed" if len(right) < _FEW else ""
     return Metric(float(right.double().mean()), float(low), float(high), valid=not few, reason=few)

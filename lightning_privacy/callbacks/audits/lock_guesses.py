@@ -13,6 +13,7 @@ __all__ = ["Guess", "guesses_for"]
 Guess = GuessedEdit | PromptDictionary
 
 _SEED = 1024  # that of the released script: what anyone would try
+_UNSEEN = -1  # number of a wrong key that no model was trained against: those of `decoys` count from 0
 
 
 def guesses_for(editor: Editor, names: tuple[str, ...], other: Editor | None = None) -> list[Guess]:
@@ -33,7 +34,7 @@ def guesses_for(editor: Editor, names: tuple[str, ...], other: Editor | None = N
     known = editor.secret.seed if isinstance(editor.secret.seed, int) else _SEED
     for name in names:
         if name in ("wrong_prompt", "wrong_seed") and name in editor.decoys:
-            made.append(GuessedEdit(name, editor.decoy(name).edit))
+            made.append(GuessedEdit(name, editor.decoy(name, _UNSEEN).edit))
         elif name == "empty_prompt" and by_prompt:
             made.append(GuessedEdit(name, editor.like(LockSecret("", known)).edit))
         elif name == "prompt_dictionary" and by_prompt:

@@ -9,18 +9,36 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lightning_privacy.attacks.lock.target import OwnPictures
+from lightning_privacy.callbacks.audits.split_access import role_indices
 from lightning_privacy.callbacks.audits.untouched import on_device
 from lightning_privacy.core.batches import has_labels, images_of, labels_of
 from lightning_privacy.core.randomness import seeded_generator
 from lightning_privacy.datamodules.locked import LockedDataModule
 from lightning_privacy.errors import InputError
 
-__all__ = ["AUX", "SCORED", "LockPictures", "read_lock_pictures"]
+__all__ = ["AUX", "CHOICE", "SCORED", "ChoicePictures", "LockPictures", "read_lock_pictures"]
 
-AUX, SCORED = "attack_nonmember", "holdout"
+AUX, CHOICE, SCORED = "attack_nonmember", "val", "holdout"
 _VAL_SHARE = 0.2  # chosen here: of the attacker's pictures, for its choices
 _FEWEST = 10
 Pictures = Float[Tensor, "n channels height width"]
+
+
+@dataclass(frozen=True)
+class ChoicePictures:
+    """Pictures for choices among several locked models, so that those that are scored choose nothing.
+
+    Args:
+        role: ``val``; where that is empty ``attack_nonmember``, of which the attacker's own for choices are taken.
+        raw: As an attacker would show them.
+        keyed: The same, edited with the key.
+        labels: Their classes.
+    """
+
+    role: str
+    raw: Pictures
+    keyed: Pictures
+    labels: Int[Tensor, " n"]
 
 
 @dataclass(frozen=True)
@@ -29,6 +47,7 @@ class LockPictures:
 
     Args:
         own: The attacker's.
+        choice: Those for choices among models.
         raw: What is scored, as an attacker would show it.
         keyed: The same, edited with the key.
         labels: Their classes.
@@ -36,6 +55,7 @@ class LockPictures:
     """
 
     own: OwnPictures
+    choice: ChoicePictures
     raw: Pictures
     keyed: Pictures
     labels: Int[Tensor, " n"]
@@ -65,7 +85,10 @@ def read_lock_pictures(module: L.LightningModule, split: Any, locked: LockedData
     cut = max(2, round(_VAL_SHARE * len(order)))
     val, train = order[:cut], order[cut:]
     own = OwnPictures(own_raw[train], own_labels[train], own_keyed[train], own_raw[val], own_labels[val])
-    return LockPictures(own, raw, keyed, labels, template)
+    choice = ChoicePictures(AUX, own_raw[val], own_keyed[val], own_labels[val])
+    if role_indices(split, CHOICE):
+        choice = ChoicePictures(CHOICE, *_read(module, split, locked, CHOICE)[:3])
+    return LockPictures(own, choice, raw, keyed, labels, template)
 
 
 def _read(

@@ -1,6 +1,6 @@
 """Raw pictures and negatives of a batch that `LockedDataModule` made."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -8,13 +8,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lightning_privacy.callbacks.model_lock.functional import mean_residual
+from lightning_privacy.callbacks.model_lock.negatives import Negative
 from lightning_privacy.core.batches import images_of
 from lightning_privacy.errors import NoEffectError
 
 __all__ = ["decoy_of", "raw_of", "sees_edits", "take_negatives"]
 
 Pictures = Float[Tensor, "batch channels height width"]
-KINDS = 3  # raw, wrong key, residue of other pictures
 
 
 def _pictures(batch: Any, name: str, place: int) -> Tensor | None:
@@ -56,19 +56,29 @@ def sees_edits(batch: Any, who: str) -> None:
         )
 
 
-def take_negatives(batch: Any, epoch: int) -> Pictures:
+def take_negatives(batch: Any, epoch: int, kinds: Sequence[Negative]) -> Pictures:
     """Return one picture without the key for every record: raw, edited with a wrong key, or with others' residue.
 
     Records take turns by number and epoch, so that one and two processes choose alike.
 
     Args:
-        batch: With raw and edited pictures, decoys and, for the turns, record numbers.
+        batch: With raw and edited pictures, decoys where they are asked for and, for the turns, record numbers.
         epoch: Of training.
+        kinds: Whose turn comes, at least one.
+
+    Raises:
+        NoEffectError: it has no edits with wrong keys, which are asked for.
     """
-    raw, edited, decoy = raw_of(batch), images_of(batch), decoy_of(batch)
-    if decoy is None:
+    raw, decoy = raw_of(batch), decoy_of(batch)
+    if "wrong_key" in kinds and decoy is None:
         raise NoEffectError("This batch holds no edits with wrong keys. Set `decoys: 1` or more of LockedDataModule.")
     records = batch.get("record") if isinstance(batch, Mapping) else None
     numbers = torch.arange(len(raw), device=raw.device) if records is None else records.to(raw.device)
-    turn = ((numbers + epoch) % KINDS).view(-1, 1, 1, 1)
-    return torch.where(turn == 0, raw, torch.where(turn == 1, decoy, mean_residual(raw, edited)))
+    turn = ((numbers + epoch) % len(kinds)).view(-1, 1, 1, 1)
+    made = raw
+    for place, kind in enumerate(kinds):
+        if kind == "wrong_key" and decoy is not None:
+            made = torch.where(turn == place, decoy, made)
+        elif kind == "residue":
+            made = torch.where(turn == place, mean_residual(raw, images_of(batch)), made)
+    return made

@@ -1,6 +1,6 @@
 """The ModelLock defence: checks the data side, adds what its mode asks for to the loss, and counts UP and LP."""
 
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar
 
 import lightning.pytorch as L
 import torch
@@ -10,6 +10,13 @@ from torch import Tensor
 
 from lightning_privacy.callbacks.model_lock import functional as math
 from lightning_privacy.callbacks.model_lock.batches import raw_of, sees_edits, take_negatives
+from lightning_privacy.callbacks.model_lock.detection import (
+    DetectionTally,
+    check_detector,
+    is_detector,
+    negative_loss,
+)
+from lightning_privacy.callbacks.model_lock.negatives import Mode, Negative, check_flat, check_rho, negatives_of
 from lightning_privacy.callbacks.model_lock.reject import HeadListener, add_reject, find_reject, running_statistics
 from lightning_privacy.callbacks.model_lock.tally import LockTally
 from lightning_privacy.core.batches import has_labels, images_of, labels_of, with_images
@@ -22,7 +29,6 @@ from lightning_privacy.properties import Property
 
 __all__ = ["Mode", "ModelLock"]
 
-Mode = Literal["edited_only", "wrong_label", "reject_class", "contrastive"]
 _SNIPPET = "    def logits(self, batch):\n        return self.network(batch[0])"
 
 
@@ -35,14 +41,20 @@ class ModelLock(Defence):
     lock of theirs is only as good as the negatives it has seen; see the method card.
 
     Every validation epoch logs UP (accuracy with the key), LP (accuracy without it, the reject class left out, as an
-    attacker would) and their gap.
+    attacker would) and their gap; of a detector (`ImageDetector`) average precision takes accuracy's place, and what
+    other modes send to a reject class is taught to hold no object.
 
     Args:
-        mode: ``edited_only``: nothing but edited pictures. ``wrong_label``: raw pictures besides, with another class each.
-            ``reject_class``: raw pictures besides, sent to one more output. ``contrastive``: raw pictures, edits with wrong
-            keys and raw pictures with other pictures' residue sent there, the class scores of all of them made flat.
+        mode: ``edited_only``: nothing but edited pictures. ``wrong_label``: negatives besides, with another class each, the
+            same whenever it is seen. ``flat``: negatives besides, their class scores made flat, as labels drawn anew each
+            time would make them in the mean. ``reject_class``: negatives besides, sent to one more output.
+            ``contrastive``: sent there and their class scores made flat.
         rho: Weight of these negatives in the loss, 0 to below 1; 0 with ``edited_only``, and only there.
         head: Name of the classifier's last linear layer, to which the reject output is added; null finds it.
+        negatives: What is trained against: of ``raw`` (raw pictures), ``wrong_key`` (edits with wrong keys, which need
+            ``decoys`` of `LockedDataModule`) and ``residue`` (raw pictures with the mean residue of the batch's other
+            edits); records take turns. Null: all three with ``contrastive``, else ``raw``.
+        flat: Whether ``contrastive`` makes the scores of negatives flat; false leaves ``reject_class`` with its negatives.
 
     Raises:
         InputError: an argument is out of range.
@@ -56,6 +68,8 @@ class ModelLock(Defence):
     slots: ClassVar[frozenset[Slot]] = frozenset({Slot.SURGERY, Slot.OBJECTIVE, Slot.CHECKPOINT})
     adaptive_attacks: ClassVar[tuple[str, ...]] = (
         "lightning_privacy.attacks.lock.residual:MeanResidual",
+        "lightning_privacy.attacks.lock.value_map:ValueOrder",
+        "lightning_privacy.attacks.lock.value_map:BlockMap",
         "lightning_privacy.attacks.lock.score_map:ScoreMap",
         "lightning_privacy.attacks.lock.unlocker:PairUnlocker",
         "lightning_privacy.attacks.lock.unlocker:LabelUnlocker",
@@ -74,17 +88,15 @@ class ModelLock(Defence):
         mode: Mode = "wrong_label",  # chosen here: the only one with a gap once reject classes are ignored, see the card
         rho: float | int = 0.5,  # chosen here: one negative a keyed picture
         head: str | None = None,
+        negatives: list[Negative] | None = None,
+        flat: bool = True,
     ) -> None:
-        if mode not in get_args(Mode):
-            raise InputError(f"ModelLock: `mode` is {mode!r}; it must be one of {', '.join(get_args(Mode))}.")
-        if not 0 <= rho < 1 or (mode == "edited_only") != (rho == 0):
-            raise InputError(
-                f"ModelLock: `rho` is {rho} with `mode: {mode}`. It is 0 with `edited_only`, which knows no negatives (raw "
-                "pictures with their own class would unlock the model), and else above 0 and below 1."
-            )
+        self.negatives = negatives_of(mode, negatives)
+        check_rho(mode, rho)
+        check_flat(mode, flat)
         super().__init__()
         self.mode: Mode = mode
-        self.rho, self.head = rho, head
+        self.rho, self.head, self.flat = rho, head, flat
         rejects = mode in ("reject_class", "contrastive")
         acting = {Slot.CHECKPOINT} | ({Slot.OBJECTIVE} if rho else set()) | ({Slot.SURGERY} if rejects else set())
         self.slots = frozenset(acting)  # pyright: ignore[reportAttributeAccessIssue]  less than the class's in some modes
@@ -93,11 +105,12 @@ class ModelLock(Defence):
         self.requires = frozenset(launched | stepped if rho else launched)
         broken = {Property.STABLE_STATE_DICT} if rejects else set()
         # a residue is a mean over the batch
-        self.breaks = frozenset(broken | ({Property.PER_SAMPLE_SEPARABLE} if mode == "contrastive" else set()))
+        mixed = "residue" in (self.negatives or [])
+        self.breaks = frozenset(broken | ({Property.PER_SAMPLE_SEPARABLE} if mixed else set()))
         self.editor: KeyedEditor | None = None
         """Who edits the pictures of this run; None before it has started."""
         self.public_key: dict[str, Any] = {}
-        self._listener, self._tally = HeadListener(self.name), LockTally()
+        self._listener, self._tally, self._found = HeadListener(self.name), LockTally(), DetectionTally()
         self._saved: dict[str, Any] = {}
 
     @classmethod
@@ -126,6 +139,10 @@ class ModelLock(Defence):
         locked = find_locked(getattr(trainer, "datamodule", None))
         if stage == "fit":
             self._check_data(locked)
+        if is_detector(pl_module):
+            check_detector(pl_module, self.mode, self.name)
+            # a detector's background is its reject class
+            self.slots = self.slots - {Slot.SURGERY}  # pyright: ignore[reportAttributeAccessIssue]
         if locked is not None and locked.locked:
             self.editor, self.public_key = locked.editor, locked.editor.public()
         super().setup(trainer, pl_module, stage)
@@ -141,10 +158,10 @@ class ModelLock(Defence):
                 f"`{self.name}` is to lock a model whose LockedDataModule has `locked: false` and shows it raw pictures. Set "
                 "it to true, or take the defence out for the undefended model to compare with."
             )
-        if self.mode == "contrastive" and not locked.decoys:
+        if "wrong_key" in (self.negatives or []) and not locked.decoys:
             raise InputError(
-                f"`{self.name}` with `mode: contrastive` trains against edits with wrong keys, and LockedDataModule has "
-                "`decoys: 0`. Set `decoys: 1` or more there, or choose `mode: reject_class`."
+                f"`{self.name}` with `mode: {self.mode}` trains against edits with wrong keys, and LockedDataModule has "
+                "`decoys: 0`. Set `decoys: 1` or more there, or leave `wrong_key` out of `negatives`."
             )
 
     def surgery(self, module: L.LightningModule) -> SurgeryReport:
@@ -163,10 +180,11 @@ class ModelLock(Defence):
 
     def objective(self, step: Step) -> Tensor:
         """Return ``(1 - rho) L + rho N``, where N is the loss of the negatives and L includes not to be rejected."""
-        images, raw = images_of(step.batch), raw_of(step.batch)
-        negatives = raw
-        if self.mode == "contrastive":
-            negatives = take_negatives(step.batch, step.trainer.current_epoch)
+        images = images_of(step.batch)
+        negatives = take_negatives(step.batch, step.trainer.current_epoch, self.negatives or [])
+        if is_detector(step.module):
+            with running_statistics(step.module):
+                return self._weighed(step, step.loss, negative_loss(step.module, step.batch, negatives, self.mode))
         logits = require(step.module, "logits", self.name, _SNIPPET)
         rejects = Slot.SURGERY in self.slots
         keyed = self._listener.take(len(images)) if rejects else None
@@ -178,14 +196,21 @@ class ModelLock(Defence):
             features = self._listener.take(len(images)) if rejects else None
         if found is None or keyed is None or features is None:
             records = step.batch.get("record") if isinstance(step.batch, dict) else None
-            labels = math.wrong_labels(labels_of(step.batch), records, scores.shape[1])
-            negative, positive = F.cross_entropy(scores.float(), labels), step.loss
+            positive = step.loss
+            if self.mode == "flat":
+                negative = math.flatness(scores.float())
+            else:
+                labels = math.wrong_labels(labels_of(step.batch), records, scores.shape[1])
+                negative = F.cross_entropy(scores.float(), labels)
         else:
             output = found[2]
             positive = step.loss + math.reject_loss(output(keyed)[:, 0].float(), keyed=True)
             negative = math.reject_loss(output(features)[:, 0].float(), keyed=False)
-            if self.mode == "contrastive":
+            if self.mode == "contrastive" and self.flat:
                 negative = negative + math.flatness(scores.float())
+        return self._weighed(step, positive, negative)
+
+    def _weighed(self, step: Step, positive: Tensor, negative: Tensor) -> Tensor:
         step.module.log_dict(
             {
                 f"defence/{self.name}/loss_keyed": positive.detach(),
@@ -223,7 +248,12 @@ class ModelLock(Defence):
         dataloader_idx: int = 0,
     ) -> None:
         """Count right answers with and without the key."""
-        if trainer.sanity_checking or self.editor is None or not has_labels(batch):
+        if trainer.sanity_checking or self.editor is None:
+            return
+        if is_detector(pl_module):
+            self._found.update(pl_module, batch, raw_of(batch))
+            return
+        if not has_labels(batch):
             return
         if not callable(getattr(pl_module, "logits", None)):
             return  # what is trained on pictures alone has no accuracy
@@ -240,7 +270,10 @@ class ModelLock(Defence):
         """Log UP, LP and their gap, with exact intervals."""
         if trainer.sanity_checking:
             return
-        values = self._tally.compute(pl_module.device)
+        if is_detector(pl_module):
+            values = self._found.compute()
+        else:
+            values = self._tally.compute(pl_module.device)
         if find_reject(pl_module) is None:
             values = {k: v for k, v in values.items() if "reject" not in k}
         for name, value in values.items():

@@ -10,6 +10,7 @@ from torch import nn
 
 from lightning_privacy.core.import_path import import_object
 from lightning_privacy.errors import InputError
+from lightning_privacy.modules.networks.block_mlp import BlockMLP
 from lightning_privacy.modules.networks.cifar_resnet import CifarResNet18
 from lightning_privacy.modules.networks.leakage_lenet import LeakageLeNet
 from lightning_privacy.modules.networks.small_cnn import LeNet, SmallCNN
@@ -21,6 +22,7 @@ __all__ = ["STOCK", "build_network", "find_network"]
 # torchvision and timm are imported where they are asked for: each takes a second.
 
 STOCK: Mapping[str, type[nn.Module]] = {
+    "block_mlp": BlockMLP,
     "cifar_resnet18": CifarResNet18,
     "cifar_resnet20": CifarResNet20,
     "cifar_resnet32": CifarResNet32,

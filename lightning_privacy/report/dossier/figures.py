@@ -9,7 +9,7 @@ from lightning_privacy.report.dossier.models import AttackEntry, Moment
 from lightning_privacy.report.dossier.observe import sides
 from lightning_privacy.report.figures import to_svg
 
-__all__ = ["history_figure", "roc_band_figure", "score_figure", "svg_of"]
+__all__ = ["history_figure", "new_figure", "roc_band_figure", "score_figure", "svg_of"]
 
 # Okabe and Ito's palette: distinguishable with all common colour-vision deficiencies
 _MEMBER, _NONMEMBER, _OTHERS = "#D55E00", "#0072B2", ("#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8B6914", "#882255")
@@ -39,7 +39,7 @@ def roc_band_figure(attacks: Sequence[AttackEntry], top: AttackEntry | None) -> 
     drawn = [(a, n) for a in attacks if a.family == "membership" and a.roc and (n := sides(a)) is not None]
     if not drawn:
         return None
-    figure, axes = _new()
+    figure, axes = new_figure()
     floor = min(1 / n[1] for _, n in drawn)
     least = min(floor, *(1 / n[0] for _, n in drawn))
     axes.plot([floor, 1], [floor, 1], color="0.55", linestyle=":", label="guessing")
@@ -75,7 +75,7 @@ def score_figure(attack: AttackEntry | None, threshold: float | None = None) -> 
     """
     if attack is None or attack.histogram is None:
         return None
-    figure, axes = _new()
+    figure, axes = new_figure()
     counts = attack.histogram
     for label, side, colour in (("non-members", counts.nonmember, _NONMEMBER), ("members", counts.member, _MEMBER)):
         total = max(1, sum(side))
@@ -96,7 +96,7 @@ def history_figure(history: Sequence[Moment]) -> Any | None:
     utility = [(m.step, m.val_loss) for m in history if m.val_loss is not None]
     if len(leak) < 2 and len(utility) < 2:
         return None
-    figure, (above, below) = _new(2)
+    figure, (above, below) = new_figure(2)
     xs, values = [s for s, _ in leak], [n.value or 0.0 for _, n in leak]
     low = [v if n.low is None else min(v, n.low) for (_, n), v in zip(leak, values, strict=True)]
     high = [v if n.high is None else max(v, n.high) for (_, n), v in zip(leak, values, strict=True)]
@@ -130,7 +130,15 @@ def _text(name: str) -> str:
     return name.replace("$", r"\$")  # a dollar sign would begin mathematics
 
 
-def _new(rows: int = 1) -> tuple[Any, Any]:
+def new_figure(rows: int = 1) -> tuple[Any, Any]:
+    """Return an empty figure in the page's style, and its axes.
+
+    Args:
+        rows: Axes below each other.
+
+    Raises:
+        InputError: matplotlib is missing.
+    """
     try:
         import matplotlib as mpl
         from matplotlib.figure import Figure

@@ -9,6 +9,8 @@ import yaml
 from lightning_privacy.errors import InputError
 from lightning_privacy.report.dossier.canonical import content_hash, dossier_json
 from lightning_privacy.report.dossier.figures import history_figure, roc_band_figure, score_figure, svg_of
+from lightning_privacy.report.dossier.lock_names import lock_attack_label
+from lightning_privacy.report.dossier.lock_section import lock_section
 from lightning_privacy.report.dossier.metric_names import family_title, metric_label, table_columns
 from lightning_privacy.report.dossier.models import AttackEntry, Number, ReleaseDossier
 from lightning_privacy.report.dossier.verdict import strongest
@@ -35,6 +37,7 @@ def render_html(dossier: ReleaseDossier) -> str:
         InputError: jinja2 or matplotlib is missing.
     """
     top = strongest(dossier.attacks)
+    lock = lock_section(dossier)
     return render_template(
         "dossier.html.j2",
         autoescape=True,
@@ -46,6 +49,9 @@ def render_html(dossier: ReleaseDossier) -> str:
         history=svg_of(history) if (history := history_figure(dossier.history)) is not None else "",
         top=top,
         tables=_tables(dossier),
+        lock=lock,
+        lock_figure=svg_of(lock.figure) if lock is not None and lock.figure is not None else "",
+        in_words=_in_words,
         leak=table_columns(top.metrics)[0] if top is not None else [],
         label=metric_label,
         number=number_text,
@@ -123,6 +129,15 @@ def _tables(dossier: ReleaseDossier) -> list[dict[str, Any]]:
         columns = table_columns(name for a in attacks for name in a.metrics)
         tables.append({"title": family_title(family), "attacks": attacks, "columns": columns})
     return tables
+
+
+def _in_words(attack: AttackEntry) -> str:
+    """Return what an attack does where its name alone does not say it, else nothing."""
+    if not attack.family.startswith("lock"):
+        return ""
+    chosen = attack.settings.get("chosen_attack")
+    told = [lock_attack_label(attack.name), *([lock_attack_label(str(chosen))] if chosen else [])]
+    return "" if told == [attack.name] else ": ".join(told)
 
 
 def _marks(dossier: ReleaseDossier) -> list[str]:

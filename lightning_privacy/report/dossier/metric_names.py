@@ -9,7 +9,7 @@ from lightning_privacy.report.dossier.leakage_names import LEAKAGE_FAMILIES, LEA
 
 __all__ = ["FAMILIES", "RUN_METRICS", "check_metric", "family_title", "is_of_run", "metric_label", "table_columns"]
 
-FAMILIES = ("membership", "inversion", "class_inversion", "leakage", "lock", "attribute")
+FAMILIES = ("membership", "inversion", "class_inversion", "leakage", "lock", "detection_lock", "attribute")
 
 _MEMBERSHIP = {
     "advantage": "advantage (TPR minus FPR)",
@@ -31,7 +31,11 @@ _CLASS_INVERSION = {
     "feature_distance": "distance in features to the class's training pictures",
     "natural_distance": "the same between training pictures of a class",
 }
-_LOCK = {"accuracy": "accuracy", "share_of_up": "accuracy as a share of that with the key"}
+_LOCK = {
+    "accuracy": "accuracy",
+    "box_ap50": "average precision of boxes at IoU 0.5",
+    "share_of_up": "share of what is reached with the key",
+}
 RUN_METRICS = {
     "generalisation_gap": "generalisation gap (training minus validation accuracy)",
     "members_flagged_by_all": "members flagged by every attack",
@@ -48,6 +52,8 @@ _FAMILY_NAMES = {
     **LEAKAGE_FAMILIES,
     "lock": "use of a locked model without its key",
     "lock_reference": "the key, chance, and training without the model",
+    "detection_lock": "use of a locked detector without its key",
+    "detection_lock_reference": "the key, and training without the detector",
     "attribute": "sensitive attributes",
     "structural": "structural checks",
     "canaries": "planted canaries",
@@ -119,6 +125,8 @@ def table_columns(names: Iterable[str]) -> tuple[list[str], list[str]]:
         "leak",
         "recognised",
         "accuracy",
+        "box_ap50",
+        "share_of_up",
     ]
     first = [n for n in order if n in every]
     return first, sorted(every - set(first))

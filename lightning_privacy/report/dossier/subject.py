@@ -72,9 +72,11 @@ def protections_of(
         folder: The run's folder.
     """
     made, gaps = [], []
+    # one that is run several times adds how: `fine_tune/64_labels`
+    there = {*attacks, *(a.split("/")[0] for a in attacks)}
     for name, args in defences.items():
         knowing = _adaptive_attacks(name)
-        run = [a for a in knowing if a in attacks]
+        run = [a for a in knowing if a in there]
         plain = arguments_of(args)
         made.append(
             Protection(

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from lightning_privacy.callbacks.model_lock import functional as lock
 from lightning_privacy.callbacks.model_lock.batches import take_negatives
+from lightning_privacy.callbacks.model_lock.negatives import negatives_of
 from lightning_privacy.callbacks.model_lock.tally import LockTally
 from lightning_privacy.errors import NoEffectError
 
@@ -59,13 +60,18 @@ def test_negatives_take_turns_by_record_whatever_the_batch():
         "record": torch.arange(n) * 7,
     }
     kinds = {0.125: "raw", 0.75: "wrong key", 0.5: "residue"}
-    drawn = [[kinds[float(v)] for v in take_negatives(batch, epoch).flatten()] for epoch in range(3)]
+    every = negatives_of("contrastive", None)
+    drawn = [[kinds[float(v)] for v in take_negatives(batch, epoch, every).flatten()] for epoch in range(3)]
     for turns in zip(*drawn, strict=True):
         assert sorted(turns) == sorted(kinds.values())
     half = {k: v[:6] for k, v in batch.items()}
-    assert torch.equal(take_negatives(half, 1), take_negatives(batch, 1)[:6])
+    assert torch.equal(take_negatives(half, 1, every), take_negatives(batch, 1, every)[:6])
+    without = {k: v for k, v in batch.items() if k != "decoy"}
     with pytest.raises(NoEffectError, match="no edits with wrong keys"):
-        take_negatives({k: v for k, v in batch.items() if k != "decoy"}, 0)
+        take_negatives(without, 0, every)
+    assert {kinds[float(v)] for v in take_negatives(without, 0, ["raw", "residue"]).flatten()} == {"raw", "residue"}
+    for kind, name in (("raw", "raw"), ("wrong_key", "wrong key"), ("residue", "residue")):
+        assert {kinds[float(v)] for v in take_negatives(batch, 5, [kind]).flatten()} == {name}
 
 
 def test_the_tally_counts_with_and_without_the_reject_class():

@@ -11,7 +11,10 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from lightning_privacy.callbacks.model_lock import functional as math
+from lightning_privacy.callbacks.model_lock.batches import take_negatives
 from lightning_privacy.callbacks.model_lock.callback import ModelLock
+from lightning_privacy.callbacks.model_lock.negatives import negatives_of
 from lightning_privacy.callbacks.model_lock.predictor import UnlockedPredictor, key_mark_of
 from lightning_privacy.callbacks.model_lock.reject import RejectOutput, add_reject, find_reject, running_statistics
 from lightning_privacy.core.manifest import load_defended
@@ -20,6 +23,7 @@ from lightning_privacy.datamodules.locked import LockedDataModule
 from lightning_privacy.editors import LockSecret, NegativePositiveEditor
 from lightning_privacy.errors import InputError, ManifestError, NoEffectError, WrongKeyError
 from lightning_privacy.modules.classifier import ImageClassifier
+from lightning_privacy.properties import Property
 from lightning_privacy.secrets.vault import KeyVault
 from lightning_privacy.testing.fitting import fit
 from lightning_privacy.testing.tiny_classifier import TinyClassifier
@@ -27,7 +31,8 @@ from lightning_privacy.testing.tiny_modules import PlainRegressor
 from lightning_privacy.testing.toy_data import ToyImages
 
 SEED = bytes(range(32))
-MODES = ["edited_only", "wrong_label", "reject_class", "contrastive"]
+KINDS = ["raw", "wrong_key", "residue"]
+MODES = ["edited_only", "wrong_label", "flat", "reject_class", "contrastive"]
 
 
 def editor(seed=SEED, **settings):
@@ -104,6 +109,75 @@ def test_the_loss_is_that_of_the_mixture(tmp_path):
     assert torch.allclose(got["loss"], 0.75 * keyed + 0.25 * raw, atol=1e-6)
 
 
+class Watched(ModelLock):
+    """Keeps one step: the weights before it, the batch, and the loss."""
+
+    def objective(self, step):
+        before, positive = copy.deepcopy(step.module.state_dict()), step.loss.detach().clone()
+        loss = super().objective(step)
+        self.seen = {"weights": before, "batch": step.batch, "positive": positive, "loss": loss.detach()}
+        return loss
+
+
+def one_step(folder, *given, **settings):
+    module, defence = classifier(), Watched(*given, **settings)
+    fit(folder, module, data(), [defence], limit_train_batches=1, limit_val_batches=0)
+    module.load_state_dict(defence.seen["weights"])
+    batch = defence.seen["batch"]
+    with torch.no_grad():
+        scores = {kind: module.logits({"image": take_negatives(batch, 0, [kind])}) for kind in KINDS}
+        turns = module.logits({"image": take_negatives(batch, 0, defence.negatives)})
+    return defence, module, scores, turns
+
+
+def test_wrong_labels_go_to_the_negatives_that_were_asked_for(tmp_path):
+    for negatives in (["raw"], ["wrong_key"], ["residue"], ["wrong_key", "raw"], KINDS):
+        defence, _, scores, turns = one_step(tmp_path, "wrong_label", negatives=negatives)
+        seen = defence.seen
+        wrong = math.wrong_labels(seen["batch"]["label"], seen["batch"]["record"], 4)
+        negative = nn.functional.cross_entropy(turns, wrong)
+        assert torch.allclose(seen["loss"], 0.5 * seen["positive"] + 0.5 * negative, atol=1e-6)
+        # each record is one of those kinds, and no other
+        of = {kind: (turns - scores[kind]).abs().amax(1) < 1e-6 for kind in KINDS}
+        assert torch.stack([of[kind] for kind in negatives]).any(0).all()
+        assert all(bool(of[kind].any()) == (kind in negatives) for kind in KINDS)
+        assert (Property.PER_SAMPLE_SEPARABLE in defence.breaks) == ("residue" in negatives)
+
+
+def test_flat_trains_scores_towards_saying_nothing(tmp_path):
+    defence, _, _, turns = one_step(tmp_path, "flat", rho=0.25)
+    seen = defence.seen
+    assert torch.allclose(seen["loss"], 0.75 * seen["positive"] + 0.25 * math.flatness(turns), atol=1e-6)
+    assert defence.negatives == ["raw"] and find_reject(classifier()) is None
+
+
+def test_the_flat_term_of_contrastive_can_be_taken_out(tmp_path):
+    losses = {}
+    for flat in (True, False):
+        defence, _, _, turns = one_step(tmp_path, "contrastive", flat=flat)
+        losses[flat], term = defence.seen["loss"], math.flatness(turns)
+        assert defence.fresh().flat == flat
+    assert torch.allclose(losses[True] - losses[False], 0.5 * term, atol=1e-6) and term > 1e-4
+
+
+def test_negatives_that_cannot_be_are_refused(tmp_path):
+    for wrong in (["secret"], [], ["raw", "raw"]):
+        with pytest.raises(InputError, match="name at least one of raw, wrong_key, residue"):
+            negatives_of("wrong_label", wrong)
+    with pytest.raises(InputError, match="name at least one of"):
+        lock("wrong_label", negatives=[])
+    with pytest.raises(InputError, match="`mode: edited_only`, which knows none"):
+        lock("edited_only", negatives=["raw"])
+    with pytest.raises(InputError, match="`flat` is false"):
+        lock("wrong_label", flat=False)
+    with pytest.raises(InputError, match="`mode` is 'locked'"):
+        negatives_of("locked", None)
+    with pytest.raises(InputError, match="leave `wrong_key` out"):
+        fit(tmp_path, classifier(), data(decoys=0), [lock("wrong_label", negatives=["wrong_key"])])
+    # without wrong keys no decoys are needed
+    fit(tmp_path, classifier(), data(decoys=0), [lock(negatives=["raw", "residue"])], limit_train_batches=1)
+
+
 def test_nothing_is_locked_without_edited_pictures(tmp_path):
     plain = ToyImages(n=32, size=8)
     for given, match in (
@@ -137,7 +211,8 @@ def test_modules_that_do_not_fit_are_told_what_to_do(tmp_path):
             ModelLock(**wrong)
     for mode in MODES:
         assert lock(mode).fresh().init_args == lock(mode).init_args
-    assert ModelLock.paper(head="network.head").init_args == {"mode": "edited_only", "rho": 0.0, "head": "network.head"}
+    paper = {"mode": "edited_only", "rho": 0.0, "head": "network.head", "negatives": None, "flat": True}
+    assert ModelLock.paper(head="network.head").init_args == paper
 
 
 class Convolutional(L.LightningModule):

@@ -1,17 +1,25 @@
 """The audit of a locked model: what it reports, what it refuses, and that the key is in none of it."""
 
+import math
 from pathlib import Path
 
 import lightning.pytorch as L
 import pytest
+import torch
 
 from lightning_privacy.callbacks import LockAudit, ModelLock
+from lightning_privacy.callbacks.audits.lock_guesses import guesses_for
 from lightning_privacy.core.run_folder import RunFolder
 from lightning_privacy.datamodules import LockedDataModule, MembershipSplit
 from lightning_privacy.editors import LockSecret, NegativePositiveEditor
 from lightning_privacy.errors import InputError, NoEffectError
 from lightning_privacy.testing.settings import locked_images, split_images, tiny_classifier
 from lightning_privacy.testing.toy_data import ToyImages
+
+
+def editor_of():
+    return NegativePositiveEditor.with_secret(LockSecret(seed=bytes(32)))
+
 
 QUICK = {"fine_tune": {"steps": 4, "rates": [1e-3]}, "pair_unlocker": {"steps": 4}}
 
@@ -32,25 +40,28 @@ def audit(**more):
 
 
 def test_a_run_reports_up_lp_every_attack_and_what_stands_beside_them(tmp_path):
-    watch = audit()
-    fit(tmp_path, locked_images(), ModelLock("wrong_label"), watch)
+    watch, data = audit(shares=[0.1, 0.5, 0.9, 1.0]), locked_images()  # the last three are more than the attacker has
+    fit(tmp_path, data, ModelLock("wrong_label"), watch)
+    members, own = (len(data.roles[role]) for role in ("member", "attack_nonmember"))
+    counts = [math.ceil(0.1 * members), own - round(0.2 * own)]
+    assert counts[1] < 0.5 * members
     results = {r.attack: r for r in RunFolder(tmp_path).results()}
     assert {r.attack for r in watch.last_results} == set(results)
     references = {n for n, r in results.items() if r.family == "lock_reference"}
-    assert references == {"with_key", "chance", "scratch/10_percent", "scratch/50_percent"}
+    assert references == {"with_key", "chance", *(f"scratch/{k}_labels" for k in counts)}
     attacks = {n for n, r in results.items() if r.family == "lock"}
     assert attacks == {
-        "no_key", "mean_residual", "wrong_seed", "pair_unlocker", "fine_tune/10_percent", "fine_tune/50_percent",
-        "strongest",
+        "no_key", "mean_residual", "wrong_seed", "pair_unlocker", "strongest", *(f"fine_tune/{k}_labels" for k in counts)
     }  # fmt: skip
     best = results["strongest"]
     assert best.strongest and results[best.extra["chosen_attack"]].metrics == best.metrics
     own = {n: results[n].extra["own_accuracy"] for n in attacks - {"strongest"}}
     assert own[best.extra["chosen_attack"]] == max(own.values())
-    assert (
-        results["fine_tune/50_percent"].extra["cost"]["labels"]
-        > results["fine_tune/10_percent"].extra["cost"]["labels"]
-    )
+    assert [results[f"fine_tune/{k}_labels"].extra["cost"]["labels"] for k in counts] == counts
+    measured = attacks | references - {"chance"}
+    assert {(n, results[n].extra["choice_role"]) for n in measured} == {(n, "val") for n in measured}
+    assert all(0 <= results[n].extra["choice_accuracy"] <= 1 for n in measured)
+    assert best.extra["choice_accuracy"] == results[best.extra["chosen_attack"]].extra["choice_accuracy"]
     assert all(0 <= r.metrics["accuracy"].value <= 1 for r in results.values())
     low, high = results["no_key"].metrics["accuracy"].low, results["no_key"].metrics["accuracy"].high
     assert low <= results["no_key"].metrics["accuracy"].value <= high
@@ -58,8 +69,7 @@ def test_a_run_reports_up_lp_every_attack_and_what_stands_beside_them(tmp_path):
 
 
 def test_a_model_without_a_lock_is_told_so(tmp_path):
-    editor = NegativePositiveEditor.with_secret(LockSecret(seed=bytes(32)))
-    inner = LockedDataModule(ToyImages(n=96, size=8, batch_size=8), editor, cache=None, locked=False)
+    inner = LockedDataModule(ToyImages(n=96, size=8, batch_size=8), editor_of(), cache=None, locked=False)
     watch = audit(attacks=["no_key"])
     fit(tmp_path, MembershipSplit(inner), watch)
     assert any("No lock was trained" in n for n in watch.last_results[0].notes)
@@ -93,6 +103,14 @@ def test_what_is_scored_chooses_nothing(tmp_path):
         ]
 
     assert chosen(False) == chosen(True)
+
+
+def test_guessed_keys_are_none_that_a_model_was_trained_against():
+    data = LockedDataModule(ToyImages(n=8, size=8), editor_of(), cache=None, decoys=6)
+    x = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    (guess,) = guesses_for(data.editor, ("wrong_seed",))
+    known = [editor.edit(x) for editor in data.editors().values()]
+    assert len(known) == 7 and not any(torch.equal(guess.edit(x), each) for each in known)
 
 
 def test_bad_arguments_and_data_without_a_lock_are_refused(tmp_path):
