@@ -144,6 +144,10 @@ ON_TOYS = {
         *("--data.init_args.inner.init_args.inner.init_args.people", "21-22", "--trainer.logger", "false"),
         *("--data.init_args.inner.init_args.editor.init_args.steps", "1", "--audits.lock.at_end", "false"),
     ],
+    "modellock_faces_order": [
+        *("--data.init_args.inner.init_args.inner.init_args.people", "21-22", "--trainer.logger", "false"),
+        *("--audits.lock.at_end", "false"),
+    ],
     "modellock_pets_vit": LOCKED_FACES,
     "modellock_resnet50": LOCKED_FACES,
     "modellock_swinv2": LOCKED_FACES,
