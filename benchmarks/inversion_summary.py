@@ -104,47 +104,60 @@ def table(runs: Mapping[str, Mapping[int, Run]], kind: str) -> list[str]:
     return lines
 
 
-def at_accuracy(frontier_of: Mapping[str, Mapping[int, Run]], wanted: float, tap: str) -> dict[int, Tensor] | None:
-    """Return each victim's PSNR on a frontier where its accuracy is the wanted one.
+Placed = tuple[float, dict[int, Tensor]]
 
-    That of the setting within a point of it; else, between two settings around it, the weighted mean of the two.
+
+def undominated(family: Mapping[str, Mapping[int, Run]], tap: str) -> list[Placed]:
+    """Return accuracy and each victim's PSNR of a family's settings, in the order of accuracy.
+
+    A setting that is less accurate than another one of the family and hides no more is left out: nobody would choose it.
     """
-    placed = sorted(
-        ((mean(accuracy(r).values()), psnr(r, tap)) for r in frontier_of.values()), key=lambda each: each[0]
-    )
-    near = [each for each in placed if abs(each[0] - wanted) <= EQUAL]
-    if near:
-        return min(near, key=lambda each: abs(each[0] - wanted))[1]
+    placed = [(mean(accuracy(runs).values()), psnr(runs, tap)) for runs in family.values()]
+    level = [float(torch.cat(list(values.values())).mean()) for _, values in placed]
+
+    def chosen(i: int) -> bool:
+        return not any(
+            placed[j][0] >= placed[i][0]
+            and level[j] <= level[i]
+            and j != i
+            and (placed[j][0], -level[j]) != (placed[i][0], -level[i])
+            for j in range(len(placed))
+        )
+
+    return sorted((each for i, each in enumerate(placed) if chosen(i)), key=lambda each: each[0])
+
+
+def at_accuracy(placed: list[Placed], wanted: float) -> Placed:
+    """Return what a family does at an accuracy: that of two settings around it, weighted, else its nearest setting."""
     for (low, a), (high, b) in pairwise(placed):
         if low <= wanted <= high:
             share = (wanted - low) / (high - low)
-            return {seed: (1 - share) * a[seed] + share * b[seed] for seed in set(a) & set(b)}
-    return None
+            return wanted, {seed: (1 - share) * a[seed] + share * b[seed] for seed in set(a) & set(b)}
+    return min(placed, key=lambda each: abs(each[0] - wanted))
 
 
 def comparison(runs: Mapping[str, Mapping[int, Run]], tap: str) -> list[str]:
     """Return sparse coding against every other family at equal accuracy, paired by seed and victim."""
     families: dict[str, dict[str, Mapping[int, Run]]] = {}
     for name, mine in runs.items():
-        families.setdefault(VARIANTS[name].family, {})[name] = mine
+        if psnr(mine, tap):
+            families.setdefault(VARIANTS[name].family, {})[name] = mine
     lines = [
-        f"sparse coding minus others at equal accuracy, dB, {tap}, held-out victims (below 0: sparse coding hides more)"
+        f"sparse coding minus others at equal accuracy, dB, {tap}, held-out victims (below 0: sparse coding hides more), and",
+        "sparse coding's accuracy minus theirs in points, where no settings of theirs lie around it",
     ]
     for name, mine in runs.items():
-        if VARIANTS[name].kind != "sparse":
+        own = psnr(mine, tap)
+        if VARIANTS[name].kind != "sparse" or not own:
             continue
-        wanted, own = mean(accuracy(mine).values()), psnr(mine, tap)
+        wanted = mean(accuracy(mine).values())
         for family, members in families.items():
             if VARIANTS[next(iter(members))].kind == "sparse":
                 continue
-            other = at_accuracy(members, wanted, tap)
-            if other is None:
-                best = max(mean(accuracy(r).values()) for r in members.values())
-                why = "all its settings are less accurate" if best < wanted else "all its settings are more accurate"
-                lines.append(f"{name:14} {wanted:5.1f} %  {family:28} {why}")
-                continue
+            there, other = at_accuracy(undominated(members, tap), wanted)
             paired = {seed: own[seed] - other[seed] for seed in own if seed in other}
-            lines.append(f"{name:14} {wanted:5.1f} %  {family:28} {shown(paired)}")
+            apart = "" if abs(wanted - there) <= EQUAL else f"{wanted - there:+.1f} points"
+            lines.append(f"{name:14} {wanted:5.1f} %  {family:28} {shown(paired):24} {apart}".rstrip())
     return lines
 
 

@@ -98,8 +98,11 @@ def audit_leakage(
         done: dict[int, Any] = {}
         jobs = [(batch, number) for batch in plan.batch_sizes for number in range(plan.victims)]
         pools = Pools(plan.victims, max((a.updates for a in attacks.values() if isinstance(a, PooledJoint)), default=1))
+        # a pool's updates go to one rank, which attacks them once; pools take turns
+        turns: dict[tuple[int, int], int] = {}
         for index, (batch, number) in enumerate(jobs):
-            if pools.first(number) // pools.size % world_size() == rank():
+            turn = turns.setdefault((batch, pools.first(number)), len(turns))
+            if turn % world_size() == rank():
                 done[index] = _one_update(conditions, attacks, plan, pictures, batch, number, pools)
         made = gather_parts(done)
     audited = [

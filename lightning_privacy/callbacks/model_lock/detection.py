@@ -52,6 +52,7 @@ def negative_targets(
         records: Numbers of the records, from which wrong classes are drawn.
 
     Example:
+        >>> import torch
         >>> there = [{"boxes": torch.tensor([[0.0, 0, 4, 4]]), "labels": torch.tensor([1])}]
         >>> negative_targets(there, "wrong_label", 3)[0]["labels"], len(negative_targets(there, "reject_class", 3)[0]["boxes"])
         (tensor([2]), 0)
