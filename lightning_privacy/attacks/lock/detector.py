@@ -20,6 +20,7 @@ Objects = Sequence[Mapping[str, Tensor]]
 Find = Callable[[Pictures], Objects]
 Edit = Callable[[Pictures], Pictures]
 _ROWS = 16
+_FLAT = 0.02  # of AP50: what counts as hardly more, chosen here
 _WEIGHTS = (0.5, 1.0, 1.5, 2.0)
 
 
@@ -52,12 +53,14 @@ class DetectorWay:
         own: AP50 on the attacker's pictures for choices, from 0 to 1.
         cost: What it took.
         chosen: What was chosen there, in words.
+        converged: Whether the last quarter of a training hardly found more; of what is not trained, true.
     """
 
     find: Find
     own: float
     cost: Cost
     chosen: str = ""
+    converged: bool = True
 
 
 def box_objects(found: Objects) -> list[dict[str, Tensor]]:
@@ -127,7 +130,10 @@ def trained_on(
                     layer.reset_parameters()
             weights = [p.requires_grad_() for p in twin.parameters() if p.is_floating_point()]
             optimizer = torch.optim.AdamW(weights, lr=rate)
-            for _ in range(steps):
+            before = 0.0
+            for step in range(steps):
+                if step == steps * 3 // 4:
+                    before = ap50(twin.detections, val.raw, val.targets)[0]
                 rows = torch.randint(k, (min(k, 8),)).tolist()
                 part = own.at(rows)
                 optimizer.zero_grad()
@@ -136,7 +142,8 @@ def trained_on(
                 optimizer.step()
         reached = ap50(twin.detections, val.raw, val.targets)[0]
         if best is None or reached > best.own:
-            best = DetectorWay(twin.detections, reached, Cost(labels=k, steps=steps * len(rates)), f"rate {rate:g}")
+            cost, flat = Cost(labels=k, steps=steps * len(rates)), reached - before <= _FLAT
+            best = DetectorWay(twin.detections, reached, cost, f"rate {rate:g}", flat)
     if best is None:
         raise ValueError("trained_on needs at least one rate")
     return best

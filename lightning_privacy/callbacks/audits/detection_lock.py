@@ -48,11 +48,12 @@ _FEW = 30
 
 
 class Told(NamedTuple):
-    """What is said of one way: AP50 on the attacker's own pictures, what was chosen there, what it took."""
+    """What is said of one way: AP50 on the attacker's own pictures, what was chosen there, what it took, if it converged."""
 
     own: float
     chosen: str
     cost: Cost
+    converged: bool
 
 
 class DetectionLockAudit(ResultAudit):
@@ -158,7 +159,7 @@ class DetectionLockAudit(ResultAudit):
                 split_hash=split.split_hash,
                 n={SCORED: len(scenes[SCORED].raw)},
                 metrics={"box_ap50": rate, **({} if family == REFERENCE else {"share_of_up": _share(rate, up)})},
-                converged=True,
+                converged=way.converged,
                 strongest=name == STRONGEST,
                 step=trainer.global_step,
                 epoch=epoch,
@@ -196,7 +197,7 @@ class DetectionLockAudit(ResultAudit):
             made[f"scratch/{k}_labels"] = trained_on(*told, fresh=True)
         rates = {name: self._rate(name, way, scored) for name, way in made.items()}
         # other ranks get what is said of a way, not the way
-        return {name: (rates[name], Told(way.own, way.chosen, way.cost)) for name, way in made.items()}
+        return {name: (rates[name], Told(way.own, way.chosen, way.cost, way.converged)) for name, way in made.items()}
 
     def _rate(self, name: str, way: DetectorWay, scored: Scenes) -> Metric:
         value, found = ap50(way.find, scored.keyed if name == "with_key" else scored.raw, scored.targets)

@@ -8,6 +8,7 @@ import torch
 
 pytest.importorskip("pycocotools", reason="needs the extra `detection`")
 
+from lightning_privacy.callbacks.audits.detection_lock import DetectionLockAudit
 from lightning_privacy.callbacks.model_lock.callback import ModelLock
 from lightning_privacy.callbacks.model_lock.detection import negative_targets
 from lightning_privacy.datamodules.coco_detection import CocoDetection
@@ -15,7 +16,7 @@ from lightning_privacy.datamodules.locked import LockedDataModule
 from lightning_privacy.editors import LockSecret, NegativePositiveEditor
 from lightning_privacy.errors import InputError
 from lightning_privacy.modules.detector import ImageDetector
-from lightning_privacy.testing.drawn_objects import write_drawn_objects
+from lightning_privacy.testing.drawn_objects import locked_scenes, small_detector, write_drawn_objects
 
 SIZE = 48
 
@@ -88,3 +89,39 @@ def test_what_a_detector_cannot_be_taught_is_said(coco):
         train(coco, ModelLock("flat"), steps=1)
     with pytest.raises(InputError, match="needs another class"):
         train(coco, ModelLock("wrong_label"), steps=1, classes=1)
+
+
+def test_an_audit_of_a_detector_scores_each_way_once_beside_the_key_and_scratch(tmp_path):
+    audit = DetectionLockAudit(steps=4, rates=[1e-3], shares=[0.5, 1.0], bootstrap=5, at_end=False)
+    module, data = small_detector(), locked_scenes()
+    trainer = L.Trainer(
+        max_steps=2,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        limit_val_batches=0,
+        callbacks=[ModelLock("reject_class"), audit],
+        default_root_dir=tmp_path,
+    )
+    trainer.fit(module, data)
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    found = {r.attack: r for r in audit.audit(trainer, module, 1)}
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+    labels = [name.split("/")[1] for name in found if name.startswith("fine_tune/")]
+    # half of the 16 members, and all of them, capped at the 10 pictures that the attacker does not keep for choices
+    assert labels == ["8_labels", "10_labels"] and {f"scratch/{each}" for each in labels} <= set(found)
+    assert {"with_key", "no_key", "mean_residual", "wrong_seed", "strongest"} <= set(found)
+    assert "wrong_prompt" not in found  # a transform of pixels has no prompt
+    best = found["strongest"]
+    ways = {n: r for n, r in found.items() if r.family == "detection_lock" and n != "strongest"}
+    assert best.strongest and best.extra["own_ap50"] == max(r.extra["own_ap50"] for r in ways.values())
+    for result in found.values():
+        metric = result.metrics["box_ap50"]
+        assert 0 <= metric.low <= metric.value <= metric.high <= 1 and not metric.valid  # 8 pictures are too few
+    assert {r.attack for r in found.values() if r.family == "detection_lock_reference"} >= {
+        "with_key",
+        "scratch/8_labels",
+    }
