@@ -26,9 +26,9 @@ ORDER = ["--config", "recipes/modellock_faces_order.yaml", f"--{EDITOR}.init_arg
 BUDGET = [
     *("--trainer.max_epochs", "40", "--audits.lock.shares", "[0.05, 0.4]"),
     *("--audits.lock.attacks", "[no_key, wrong_prompt, wrong_seed, prompt_dictionary, mean_residual, value_order, block_map, "
-      "score_map, pair_unlocker, label_unlocker, fine_tune]"),
+      "score_map, pair_unlocker, label_unlocker, fine_tune, weight_layout]"),
     *("--audits.lock.attack_args", "{fine_tune: {steps: 80, rates: [0.001]}, pair_unlocker: {steps: 100, rates: [0.003]}, "
-      "label_unlocker: {steps: 100, rates: [0.003]}}"),
+      "label_unlocker: {steps: 100, rates: [0.003]}, weight_layout: {steps: 100}}"),
 ]  # fmt: skip
 RUNS = {
     "contrastive": [*DIFFUSION, "--defences.model_lock.mode", "contrastive", "--data.inner.decoys", "1"],
@@ -53,6 +53,7 @@ COLUMNS = {
     "residue": "mean_residual",
     "10 labels": "fine_tune/10_labels",
     "64 labels": "fine_tune/64_labels",
+    "order read": "weight_layout/64_labels",
     "scratch 10": "scratch/10_labels",
     "scratch 64": "scratch/64_labels",
 }

@@ -10,6 +10,7 @@ from lightning_privacy.attacks.lock.score_map import ScoreMap
 from lightning_privacy.attacks.lock.target import LockAttack
 from lightning_privacy.attacks.lock.unlocker import LabelUnlocker, PairUnlocker
 from lightning_privacy.attacks.lock.value_map import BlockMap, ValueOrder
+from lightning_privacy.attacks.lock.weight_layout import WeightLayout
 
 __all__ = ["ATTACKS"]
 
@@ -25,6 +26,7 @@ ATTACKS: Mapping[str, Callable[..., LockAttack]] = {
         LabelUnlocker,
         FineTune,
         HeadTune,
+        WeightLayout,
         Distillation,
     )
 }

@@ -27,7 +27,7 @@ from lightning_privacy.errors import InputError, MissingProtocolError, NoEffectE
 __all__ = ["LockAudit"]
 
 _GUESSES = ("wrong_prompt", "wrong_seed", "empty_prompt", "prompt_dictionary", "other_editor")
-_BY_COUNT = ("fine_tune", "head_tune")
+_BY_COUNT = ("fine_tune", "head_tune", "weight_layout")
 _ALL = (*ATTACKS, *_GUESSES)
 
 
@@ -43,12 +43,12 @@ class LockAudit(ResultAudit):
 
     Args:
         attacks: Of ``no_key`` (its accuracy is LP), ``mean_residual``, ``value_order``, ``block_map``, ``score_map``,
-            ``pair_unlocker``, ``label_unlocker``, ``fine_tune``, ``head_tune``, ``distillation``, ``wrong_prompt``,
-            ``wrong_seed``, ``empty_prompt``, ``prompt_dictionary`` (the 70 published ones) and ``other_editor``; all that
-            apply if not given.
+            ``pair_unlocker``, ``label_unlocker``, ``fine_tune``, ``head_tune``, ``weight_layout``, ``distillation``,
+            ``wrong_prompt``, ``wrong_seed``, ``empty_prompt``, ``prompt_dictionary`` (the 70 published ones) and
+            ``other_editor``; all that apply if not given.
         attack_args: Arguments by attack, such as ``{pair_unlocker: {steps: 1000}}``.
-        shares: Numbers of labelled pictures for ``fine_tune`` and ``head_tune``, as shares of the training set, at most what
-            the attacker has. Results are named by the number, such as ``fine_tune/64_labels``.
+        shares: Numbers of labelled pictures for ``fine_tune``, ``head_tune`` and ``weight_layout``, as shares of the training
+            set, at most what the attacker has. Results are named by the number, such as ``fine_tune/64_labels``.
         other_editor: An editor without a key, built by class path; tried with the right prompt.
         every_n_epochs: Audit at the end of every so many epochs too.
         at_end: Audit when training ends.

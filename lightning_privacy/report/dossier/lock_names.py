@@ -7,6 +7,7 @@ __all__ = ["BY_COUNT", "lock_attack_label", "split_count"]
 BY_COUNT = {
     "fine_tune": "all stolen weights fine-tuned",
     "head_tune": "the stolen model's last layer trained",
+    "weight_layout": "the order read out of the first layer",
     "scratch": "the same network without the stolen weights",
 }
 """Those that are run for several numbers of labelled pictures."""

@@ -12,7 +12,12 @@ from lightning_privacy.report.dossier.newcombe import newcombe_difference
 __all__ = ["LockSection", "label_figure", "lock_section"]
 
 _FAMILIES = ("lock", "lock_reference")
-_COLOURS = {"fine_tune": "#D55E00", "head_tune": "#CC79A7", "scratch": "#0072B2"}  # Okabe and Ito
+_COLOURS = {
+    "fine_tune": "#D55E00",
+    "head_tune": "#CC79A7",
+    "weight_layout": "#E69F00",
+    "scratch": "#0072B2",
+}  # Okabe and Ito
 
 
 @dataclass(frozen=True)
