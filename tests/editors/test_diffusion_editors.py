@@ -12,6 +12,7 @@ from lightning_privacy.editors.inpaint import keyed_place
 from lightning_privacy.editors.model_files import model_mark
 from lightning_privacy.editors.sdedit import sdedit, text_states
 from lightning_privacy.errors import InputError
+from lightning_privacy.testing.single_file import write_single_file
 
 SEED = bytes(range(32))
 SECRET = LockSecret("a photo of person 3", SEED)
@@ -165,6 +166,13 @@ def test_instruct_pix2pix_from_a_folder(instruct_folder):
     assert torch.allclose(small.edit(x), editor.edit(x), atol=1e-4) and small.fingerprint() == editor.fingerprint()
     editor.release()
     assert torch.equal(editor.edit(x), check_editor(editor, [], x))
+
+
+def test_instruct_pix2pix_from_a_single_file_edits_as_from_its_folder(tmp_path, instruct_folder):
+    file = write_single_file(instruct_folder, tmp_path / "instruct.safetensors")
+    x = pictures(2, 48)
+    edited = instruct(str(file), pretrained_config=instruct_folder).edit(x)
+    assert torch.equal(edited, instruct(instruct_folder).edit(x)) and not torch.equal(edited, x)
 
 
 def test_instruct_pix2pix_is_the_pipeline_called_as_in_the_released_script(instruct_folder):

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from lightning_privacy.errors import InputError
 from lightning_privacy.modules.stable_diffusion.components import fingerprint, load_components
+from lightning_privacy.testing.single_file import write_single_file
 from lightning_privacy.testing.tiny_diffusion import random_stable_diffusion
 
 
@@ -87,21 +88,20 @@ def test_inpainting_models_are_refused(tmp_path, tiny_folder):
         load_components(str(folder))
 
 
-def test_a_single_file_is_handed_to_diffusers_with_its_configuration(tmp_path, tiny_folder, monkeypatch):
-    from diffusers import StableDiffusionPipeline
+def test_a_single_file_in_the_original_layout_is_the_model_it_was_written_from(tmp_path, tiny_folder):
+    file = write_single_file(tiny_folder, tmp_path / "model.safetensors")
+    assert "model.diffusion_model.input_blocks.1.0.in_layers.0.weight" in load_file(file)
+    parts, original = load_components(str(file), str(tiny_folder)), load_components(str(tiny_folder))
+    for name in ("unet", "vae", "text_encoder"):
+        ours, theirs = getattr(parts, name).state_dict(), getattr(original, name).state_dict()
+        assert set(ours) == set(theirs) and all(torch.equal(ours[key], theirs[key]) for key in ours), name
+    assert parts.tokenizer("a cat").input_ids == original.tokenizer("a cat").input_ids
+    assert dict(parts.scheduler.config) == dict(original.scheduler.config)
 
-    file, seen = tmp_path / "model.safetensors", {}
+
+def test_a_single_file_of_something_else_is_one_clear_error(tmp_path, tiny_folder):
+    file = tmp_path / "model.safetensors"
     save_file({"x": torch.zeros(1)}, file)
-
-    def from_single_file(path, **options):
-        seen.update(path=path, **options)
-        return StableDiffusionPipeline.from_pretrained(tiny_folder, safety_checker=None)
-
-    monkeypatch.setattr(StableDiffusionPipeline, "from_single_file", from_single_file)
-    parts = load_components(str(file), str(tiny_folder))
-    assert (seen["path"], seen["config"], seen["local_files_only"]) == (str(file), str(tiny_folder), True)
-    assert parts.unet.config.in_channels == 4
-    monkeypatch.undo()
     with pytest.raises(InputError, match=r"file .*model.safetensors .*come from"):
         load_components(str(file), str(tiny_folder))
 
