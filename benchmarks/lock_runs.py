@@ -30,7 +30,7 @@ ATTACKERS: dict[str, dict[str, Any]] = {
     "distillation": {"steps": 120},
 }
 """The same for every variant, as strong as a few minutes a run allow."""
-RATES = {"small_cnn": 2e-3, "block_mlp": 1e-3}
+RATES = {"small_cnn": 1e-3, "block_mlp": 1e-3}
 
 
 def faces(name: str, seed: int, private: Path) -> MembershipSplit:
