@@ -7,9 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from lightning_privacy.attacks.lock.block_reading import block_weights
 from lightning_privacy.attacks.lock.plane import plane_layout
 from lightning_privacy.attacks.lock.target import LockedModel, OwnPictures, accuracy_of
-from lightning_privacy.attacks.lock.weight_layout import WeightLayout, block_weights
+from lightning_privacy.attacks.lock.weight_layout import WeightLayout
 
 SIDE, CELLS = 16, 3
 CLASSES = CELLS * CELLS - 1
@@ -49,6 +50,10 @@ class Blocks(nn.Module):
         return self.head(F.gelu(self.blocks(x).flatten(1)))
 
 
+def model_of(net):
+    return LockedModel(net, lambda: copy.deepcopy(net).requires_grad_(True), CLASSES)
+
+
 @pytest.fixture(scope="module")
 def stolen():
     torch.manual_seed(0)
@@ -59,7 +64,7 @@ def stolen():
         F.cross_entropy(net(shuffled(images)), labels).backward()
         optimizer.step()
     net.eval().requires_grad_(False)
-    return LockedModel(net, lambda: copy.deepcopy(net).requires_grad_(True), CLASSES)
+    return model_of(net)
 
 
 def own(n):
@@ -70,10 +75,18 @@ def test_labels_and_weights_alone_open_a_keyed_order(stolen):
     scored = bumps(200, 3)
     assert accuracy_of(stolen.scores, shuffled(scored[0]), scored[1]) > 0.95
     assert accuracy_of(stolen.scores, *scored) < 0.4
-    found = WeightLayout(steps=60).unlock(stolen, own(32), 0)
+    found = WeightLayout(steps=60, tune_rates=()).unlock(stolen, own(32), 0)
     assert accuracy_of(found.classify, *scored) > 0.7
     assert found.cost.labels == 32 and found.cost.pairs == 0 and found.chosen.startswith("blocks of 16")
     torch.testing.assert_close(found.classify(scored[0]), stolen.scores(found.edit(scored[0])))
+
+
+def test_the_weights_behind_the_layout_may_be_tuned_and_the_stolen_ones_stay(stolen):
+    before = {name: value.clone() for name, value in stolen.copy().state_dict().items()}
+    plain = WeightLayout(steps=30, tune_rates=()).unlock(stolen, own(32), 0)
+    tuned = WeightLayout(steps=30, tune_rates=[1e-3], tune_steps=40).unlock(stolen, own(32), 0)
+    assert tuned.own_accuracy >= plain.own_accuracy and tuned.cost.steps == plain.cost.steps + 40
+    assert all(torch.equal(value, before[name]) for name, value in stolen.copy().state_dict().items())
 
 
 def test_neighbours_lie_together_in_the_layout(stolen):
@@ -89,9 +102,7 @@ def test_neighbours_lie_together_in_the_layout(stolen):
 def test_a_first_layer_that_was_never_trained_gives_nothing_away():
     torch.manual_seed(1)
     net = Blocks().requires_grad_(False)
-    found = WeightLayout(steps=5, starts=1, waves=[0]).unlock(
-        LockedModel(net, lambda: copy.deepcopy(net), CLASSES), own(16), 0
-    )
+    found = WeightLayout(steps=5, starts=1, waves=[0]).unlock(model_of(net), own(16), 0)
     assert accuracy_of(found.classify, *bumps(200, 3)) < 0.45
 
 
@@ -99,7 +110,7 @@ def test_a_first_layer_with_small_kernels_is_left_alone():
     net = nn.Sequential(
         nn.Conv2d(1, 4, 3, padding=1), nn.Flatten(), nn.Linear(4 * SIDE * SIDE, CLASSES)
     ).requires_grad_(False)
-    found = WeightLayout().unlock(LockedModel(net, lambda: copy.deepcopy(net), CLASSES), own(16), 0)
+    found = WeightLayout().unlock(model_of(net), own(16), 0)
     assert "reads no blocks" in found.chosen and found.edit is None
     x = bumps(3, 5)[0]
     torch.testing.assert_close(found.classify(x), net(x))
