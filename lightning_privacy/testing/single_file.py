@@ -3,8 +3,10 @@
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import CLIPTextModel
@@ -72,8 +74,8 @@ def write_single_file(folder: str | Path, file: Path) -> Path:
     Source:
         Names of the configuration and modules of Rombach et al., arXiv 2112.10752, released code.
     """
-    unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet")
-    vae = AutoencoderKL.from_pretrained(folder, subfolder="vae")
+    unet: Any = UNet2DConditionModel.from_pretrained(folder, subfolder="unet")
+    vae: Any = AutoencoderKL.from_pretrained(folder, subfolder="vae")
     text = CLIPTextModel.from_pretrained(folder, subfolder="text_encoder")
     attends = ["CrossAttn" in kind for kind in unet.config.up_block_types]
     entries = {
