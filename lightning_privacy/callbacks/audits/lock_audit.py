@@ -151,7 +151,9 @@ def attack_lock(
     every = {**found, **references}
     rates = {name: _rate(made.classify, pictures.raw, pictures.labels) for name, made in every.items()}
     beside = {name: on_choice(made.classify, pictures.choice.raw) for name, made in every.items()}
-    if rates[best].value > _RIVAL * up.value:
+    if up.low is not None and up.low <= chance.value:
+        notes.append("With the key the model is no better than guessing: these results say nothing about a lock.")
+    elif rates[best].value > _RIVAL * up.value:
         notes.append(
             f"An attacker without the key reaches {100 * rates[best].value:.0f} % where the key gives {100 * up.value:.0f} % "
             f"(`{best}`): this lock does not hold."

@@ -75,6 +75,17 @@ def test_a_model_without_a_lock_is_told_so(tmp_path):
     assert any("No lock was trained" in n for n in watch.last_results[0].notes)
 
 
+def test_a_model_that_learned_nothing_proves_nothing_of_its_lock(tmp_path):
+    watch = audit(attacks=["no_key"], grid=False)
+    trainer, module = fit(tmp_path, locked_images(), ModelLock("wrong_label"))
+    for weight in module.parameters():
+        weight.data.zero_()
+    module.scores.bias.data[3] = 1.0  # of four classes, of which the pictures have two
+    (best,) = (r for r in watch.measure(trainer, module, 1, True) if r.strongest)
+    assert any("no better than guessing" in note for note in best.notes)
+    assert not any("does not hold" in note for note in best.notes)
+
+
 def test_the_key_is_in_no_result(tmp_path):
     secret = bytes(range(32))
     fit(tmp_path, locked_images(), ModelLock("wrong_label"), audit())
