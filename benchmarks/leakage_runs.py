@@ -10,6 +10,8 @@ import lightning.pytorch as L
 import torch
 
 from lightning_privacy.callbacks.audits.leakage import LeakageAudit
+from lightning_privacy.callbacks.clip_and_noise.callback import ClipAndNoise
+from lightning_privacy.callbacks.gradient_bottleneck.callback import GradientBottleneck
 from lightning_privacy.callbacks.gradient_noise.callback import GradientNoise
 from lightning_privacy.callbacks.gradient_pruning.callback import GradientPruning
 from lightning_privacy.callbacks.key_lock.callback import KeyLock
@@ -38,8 +40,11 @@ VARIANTS: Mapping[str, Callable[[], list[L.Callback]]] = {
     "key_lock_all": lambda: [KeyLock(layers="all", spread=0.5)],
     "pruning": lambda: [GradientPruning()],
     "noise": lambda: [GradientNoise(seed=0)],
+    "clip_and_noise": lambda: [ClipAndNoise(unit="batch", seed=0)],
+    "bottleneck": lambda: [GradientBottleneck(seed=0)],
     "key_lock_noise": lambda: [KeyLock(spread=0.5), GradientNoise(std=0.1, seed=0)],
     "key_lock_pruning": lambda: [KeyLock(spread=0.5), GradientPruning()],
+    "key_lock_all_noise": lambda: [KeyLock(layers="all", spread=0.5), GradientNoise(seed=0)],
 }
 """In the order in which they are made. The ordinary norm is `undefended`, and a control beside each lock."""
 ATTACKS: Mapping[str, Mapping[str, Any]] = {
