@@ -43,7 +43,7 @@ MEANING = {
     "edited-only": "trained on edited pictures alone, as the abstract of ModelLock says",
     "wrong-label": "raw pictures besides, with wrong labels",
     "contrastive": "raw pictures, wrong keys and residues besides, sent to a reject class and made flat",
-    "order": "one keyed order of all pixels, for a network without convolutions; raw pictures and wrong orders made flat",
+    "order": "one keyed order of all pixels, for a network without convolutions; raw and wrongly ordered ones get wrong labels",
 }
 # 5 and 40 per cent of the 200 pictures that a model is trained on, of which the attacker has 64.
 COLUMNS = {

@@ -32,6 +32,7 @@ class DeepLeakage:
         memory: Curvature pairs of L-BFGS.
         distance: ``l2``, or ``layerwise``, which gives every parameter the same weight.
         tolerance: Share of the distance at the start below which a flat search counts as converged.
+        total_variation: Weight of the pictures' mean total variation, as a share of the distance at the start.
 
     Example:
         >>> DeepLeakage.paper().restarts
@@ -51,6 +52,7 @@ class DeepLeakage:
     memory: int = 100  # torch.optim.LBFGS in the released code keeps as many
     distance: Literal["l2", "layerwise"] = "l2"
     tolerance: float | int = 1e-4  # chosen here, see Search
+    total_variation: float | int = 0  # none in the paper; audits set one
 
     @classmethod
     def paper(cls) -> "DeepLeakage":
@@ -62,7 +64,7 @@ class DeepLeakage:
         return Search(
             Pixels(self.spread),
             NoSecrets(),
-            Matching(self.distance),
+            Matching(self.distance, self.total_variation),
             LBFGS(self.evaluations, self.memory),
             self.restarts,
             self.tolerance,

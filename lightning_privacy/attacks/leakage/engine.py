@@ -144,13 +144,14 @@ class _View:
         pictures = self.how.pictures.pictures(own)
         parameters = self.target.complete(self.how.secrets.secrets(self.target, variables))
         found = simulated_update(self.target, parameters, pictures, self.classes(own), self.update)
-        prior = self.how.pictures.penalty(own)
-        if self.how.matching.total_variation:
-            prior = prior + self.how.matching.total_variation * total_variation(pictures)
+        prior, matching = self.scale * self.how.pictures.penalty(own), self.how.matching
+        if matching.total_variation:
+            weight = matching.total_variation * matching.prior_unit(self.scale)
+            prior = prior + weight * total_variation(pictures)
         data = self.how.matching.data_term(found, self.update.values)
         if self.statistics:
             data = data + self._statistics_term(parameters, pictures)
-        return data, self.scale * prior
+        return data, prior
 
     def _statistics_term(self, parameters: Mapping[str, Tensor], pictures: Tensor) -> Float[Tensor, ""]:
         found = statistics_after_step(self.target, parameters, pictures)

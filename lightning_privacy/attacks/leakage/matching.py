@@ -177,6 +177,14 @@ class Matching:
                 f"There is no distance {self.distance!r} of updates; choose l2, layerwise, cosine or layerwise_cosine."
             )
 
+    def prior_unit(self, start: float) -> float:
+        """Return what the weight of the total variation is a multiple of.
+
+        Args:
+            start: Mean distance at the random starts of a search.
+        """
+        return start
+
     def data_term(self, found: Values, shared: Values) -> Scalar:
         """Return the distance of the layers that are matched, without the prior.
 

@@ -17,7 +17,10 @@ from lightning_privacy.errors import InputError
 
 __all__ = ["Attempt", "Attempts", "attempt_all", "strongest_of", "update_distance"]
 
-_TAKE_IT_AS_IT_IS = frozenset({"dlg", "inverting_gradients", "grnn", "latent", "partial"})
+_TAKE_IT_AS_IT_IS = frozenset(
+    {"dlg", "inverting_gradients", "grnn", "latent", "partial"}
+    | {"wrong_key", "joint", "joint_pooled", "key_regression", "known_lock"}  # they know a lock, and nothing of noise
+)
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,7 @@ def attempt_all(
         attacks: By name.
         changed: Whether a defence changed the update, so that entries that are zero say nothing.
         seed: Of the attacks.
-        knowing: Names of those that know the defences. Where a defence changed the update, a search that takes it for
+        knowing: Names of those that know what changed the update. Where a defence changed the update, a search that takes it for
             unchanged fits the change, so that its good fit speaks for nothing and it is no candidate beside them.
     """
     made: dict[str, Attempt] = {}

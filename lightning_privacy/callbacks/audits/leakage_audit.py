@@ -38,7 +38,7 @@ class LeakagePlan:
     Args:
         attacks: Makes the attacks, by name.
         informed: Makes those that know the run's defences, by name, from the number of records behind an update.
-        registered: Names among the attacks of those that know them too.
+        registered: Names among the attacks of those that know what changes updates too.
         fallback: What runs under a condition to which none of them applies.
         victims: Updates attacked a batch size.
         batch_sizes: Records behind an update.

@@ -13,7 +13,7 @@ from lightning_privacy.attacks.leakage.recovered import Recovered
 from lightning_privacy.attacks.leakage.target import LeakageTarget
 from lightning_privacy.attacks.leakage.update import SharedUpdate
 from lightning_privacy.callbacks.clip_and_noise.functional import clipped, noise_std
-from lightning_privacy.callbacks.gradient_noise.attack import LikelihoodMatching, most_likely
+from lightning_privacy.callbacks.gradient_noise.attack import LAMBDA, LikelihoodMatching, most_likely
 
 __all__ = ["ClippedLikelihood", "ClippedMatching"]
 
@@ -69,7 +69,7 @@ class ClippedLikelihood:
     max_norm: float | int = 1.0
     noise_multiplier: float | int = 0.01
     units: int = 1
-    total_variation: float | int = 1e-2  # as NoiseLikelihood
+    total_variation: float | int = LAMBDA  # as NoiseLikelihood
     attack: SearchAttack = field(default_factory=DeepLeakage)
 
     def reconstruct(self, target: LeakageTarget, update: SharedUpdate, seed: int) -> Recovered:

@@ -222,8 +222,8 @@ def test_a_search_that_fits_the_noise_of_a_defence_is_no_candidate_beside_one_th
         def reconstruct(self, target, update, seed):
             return replace(super().reconstruct(target, update, seed), matching_loss=1e-9, start_loss=1.0)
 
-    attacks = {"dlg": Fitting(), "knowing": Watching()}
-    for changed, names in ((True, ("knowing",)), (False, ("dlg", "knowing"))):
+    attacks = {"dlg": Fitting(), "joint": Fitting(), "knowing": Watching()}
+    for changed, names in ((True, ("knowing",)), (False, ("dlg", "joint", "knowing"))):
         made = attempt_all(
             target_of(SmoothClassifier().network, (3, 8, 8), 4), gradient(), attacks, changed, 0, ["knowing"]
         )
