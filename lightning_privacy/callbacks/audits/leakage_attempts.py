@@ -80,7 +80,7 @@ def attempt_all(
         attacks: By name.
         changed: Whether a defence changed the update, so that entries that are zero say nothing.
         seed: Of the attacks.
-        knowing: Names of those that know what changed the update. Where a defence changed the update, a search that takes it for
+        knowing: Names of those that know what changed the update. Where a defence changed it, a search that takes it for
             unchanged fits the change, so that its good fit speaks for nothing and it is no candidate beside them.
     """
     made: dict[str, Attempt] = {}
