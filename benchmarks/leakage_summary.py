@@ -1,8 +1,8 @@
 """Tables and picture of a leakage grid: what every attack makes of every defence, and what that costs in accuracy.
 
 Aligned SSIM has brightness and contrast of each channel fitted to the truth: normalisation hides them with or without a key.
-`strongest_per_victim` is what an attacker would hand in, who cannot see the truth; `best attack` has the largest mean, chosen with
-hindsight, so that nothing is ascribed to a defence that is owed to a bad choice.
+`strongest_per_victim` is what an attacker who cannot see the truth would hand in; `best attack` has the largest mean, chosen
+with hindsight, so that nothing is ascribed to a defence that is owed to a bad choice.
 """
 
 from collections.abc import Iterable, Sequence
