@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import lightning.pytorch as L
 import pytest
+import skimage.data
 import torch
 from scipy import stats
 from sklearn.datasets import load_digits
@@ -180,6 +181,22 @@ def test_the_attack_that_knows_the_noise_converges_and_beats_the_one_that_does_n
     ssim = [paired_similarity(f.pictures, picture.float())["ssim"].item() for f in (found, oblivious)]
     assert found.converged and not oblivious.converged
     assert ssim[0] > ssim[1]
+
+
+def test_a_prior_of_smooth_pictures_sees_through_noise_as_long_as_the_signal():
+    torch.manual_seed(0)
+    face = torch.from_numpy(skimage.data.lfw_subset()[:1, :24, :24]).double().unsqueeze(1)
+    net = LeakageLeNet(6, 1, 24, width=8).double()
+    update = share_update(net, face, torch.tensor([4]), tell="labels")
+    update = replace(update, values=add_noise(dict(update.values), 1.0, generator(), scale="relative"))
+    attack = NoiseLikelihood(1.0, attack=DeepLeakage(evaluations=150, restarts=1))
+    smooth, rough = (
+        replace(attack, total_variation=weight).reconstruct(target_of(net, (1, 24, 24), 6), update, 0)
+        for weight in (attack.total_variation, 0)
+    )
+    ssim = [paired_similarity(f.pictures, face.float())["ssim"].item() for f in (smooth, rough)]
+    assert ssim[0] > 1.5 * ssim[1]
+    assert rough.matching_loss < smooth.matching_loss < 0.55  # the noise's own share is 0.5, and less of it was fitted
 
 
 def test_without_noise_the_attack_is_the_search_itself():
