@@ -158,9 +158,6 @@ class LeakageAudit(ResultAudit):
         plan = LeakagePlan(
             attacks=lambda: build_leakage_attacks(names, self.attack_args),
             informed=lambda records: self._informed(defences, records),
-            registered=informed_attacks_of(
-                [d for d in defences if isinstance(d, UpdateDefence)], self._search()
-            ).registered,
             fallback={"dlg": self._search()},
             victims=self.victims,
             batch_sizes=self._sizes,

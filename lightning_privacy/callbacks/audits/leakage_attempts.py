@@ -80,7 +80,7 @@ def attempt_all(
         attacks: By name.
         changed: Whether a defence changed the update, so that entries that are zero say nothing.
         seed: Of the attacks.
-        knowing: Names of those that know what changed the update. Where a defence changed it, a search that takes it for
+        knowing: Names of those made for the run's defences. Where a defence changed it, a search that takes it for
             unchanged fits the change, so that its good fit speaks for nothing and it is no candidate beside them.
     """
     made: dict[str, Attempt] = {}
@@ -101,7 +101,7 @@ def attempt_all(
             found.note,
         )
     labels = infer_labels(target, update, seed)
-    blind = _TAKE_IT_AS_IT_IS - set(knowing) if changed and set(knowing) & set(made) else frozenset()
+    blind = _TAKE_IT_AS_IT_IS if changed and set(knowing) & set(made) else frozenset()
     candidates = tuple(name for name in made if name not in blind)
     return Attempts(made, failed, None if labels is None else labels.cpu(), candidates)
 

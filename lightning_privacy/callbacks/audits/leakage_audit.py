@@ -38,7 +38,6 @@ class LeakagePlan:
     Args:
         attacks: Makes the attacks, by name.
         informed: Makes those that know the run's defences, by name, from the number of records behind an update.
-        registered: Names among the attacks of those that know what changes updates too.
         fallback: What runs under a condition to which none of them applies.
         victims: Updates attacked a batch size.
         batch_sizes: Records behind an update.
@@ -53,7 +52,6 @@ class LeakagePlan:
 
     attacks: Callable[[], Mapping[str, LeakageAttack]]
     informed: Callable[[int], Mapping[str, LeakageAttack]] = lambda records: {}
-    registered: tuple[str, ...] = ()
     fallback: Mapping[str, LeakageAttack] = field(default_factory=dict)
     victims: int = 8
     batch_sizes: tuple[int, ...] = (1,)
@@ -175,6 +173,6 @@ def _one_update(
             name: pools.within(attack, (condition.name, batch), number, of, plan.seed) for name, attack in mine.items()
         }
         found[condition.name] = attempt_all(
-            condition.target, update, mine or plan.fallback, condition.changed, seed, {*knowing, *plan.registered}
+            condition.target, update, mine or plan.fallback, condition.changed, seed, knowing
         )
     return found
